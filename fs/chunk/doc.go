@@ -1,0 +1,2 @@
+// Package chunk is the vocabulary that all parts share.
+package chunk

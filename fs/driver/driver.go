@@ -1,0 +1,57 @@
+package driver
+
+import (
+	"context"
+	"os"
+)
+
+// Layer is what a driver needs of a layer. fs/layer implements it; the
+// interface lives here so that drivers never import that package.
+type Layer interface {
+	// ID names the layer in logs and in the descriptor store: 1 to 100 characters
+	// of [a-z0-9-], stable across restarts.
+	ID() string
+	// Meta is the local EROFS image that has Data as its device 1, or nil when
+	// Data is itself the primary device.
+	Meta() *os.File
+	// Data is the writer's descriptor of the data file, as long as the image
+	// data. All I/O of this process on a marked file goes through it (K2).
+	Data() *os.File
+	// Resident reports whether image data [off, off+n) is in Data. No lock, no
+	// allocation: the drivers call it for every event.
+	Resident(off, n int64) bool
+	// Ensure makes image data [off, off+n) present and verified in Data.
+	Ensure(ctx context.Context, off, n int64) error
+	// ReadAt reads image data, fetching what is missing.
+	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
+	// Complete is closed once every byte is in Data and verified.
+	Complete() <-chan struct{}
+}
+
+// Driver makes kernel reads of missing ranges reach us.
+type Driver interface {
+	// Name is short and stable; it goes into config, logs and persisted state.
+	Name() string
+	// Probe reports whether the driver works here, by doing: nil, an error that
+	// wraps kernel.ErrNotSupported, or an inconclusive error that is not cached.
+	// cacheDir is the directory of the data files; the answer depends on it.
+	Probe(cacheDir string) error
+	// Mount mounts the layer read-only at target, an existing empty directory.
+	// Every range of metadata is resident before the call.
+	Mount(ctx context.Context, target string, l Layer) (Mount, error)
+	// Adopt takes over a mount at target that a predecessor of this process made
+	// for the same layer, without touching the mount.
+	Adopt(ctx context.Context, target string, l Layer) (Mount, error)
+}
+
+// Mount is one mounted layer.
+type Mount interface {
+	// Target is the mount point.
+	Target() string
+	// Close unmounts the target and lets go of what serves it as soon as no
+	// superblock holds the layer any more.
+	Close(ctx context.Context) error
+	// Release stops nothing and unmounts nothing: it frees this process's share
+	// so that a successor can adopt the mount.
+	Release() error
+}

@@ -1,0 +1,2 @@
+// Package erofs is our own EROFS: one entry model, a strict parser, a writer and mounting.
+package erofs

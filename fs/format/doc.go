@@ -1,0 +1,2 @@
+// Package format turns layer blobs into plans.
+package format

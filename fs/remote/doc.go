@@ -1,0 +1,2 @@
+// Package remote reads registry blobs in ranges.
+package remote
