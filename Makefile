@@ -1,0 +1,79 @@
+# Everything a developer or CI does is a target here; `make help` lists them.
+#
+# Downloads go through ordinary clients (go, apt-get, npm) by package name, so
+# whatever registry or mirror the machine is set up for is the one that is used.
+
+CONTAINERD_VERSION  := v2.4.2
+GOLANGCI_VERSION    := v2.15.0
+
+# What tests need from the distribution. runc links libseccomp, hence a package.
+APT_PACKAGES := runc debootstrap attr acl fuse3 xz-utils zstd e2fsprogs xfsprogs btrfs-progs util-linux
+# What building erofs-utils needs.
+APT_TOOLS_PACKAGES := dpkg-dev gcc make autoconf automake libtool pkg-config \
+	liblz4-dev libzstd-dev liblzma-dev zlib1g-dev uuid-dev
+
+CACHE          := $(CURDIR)/.cache
+CONTAINERD_DIR := $(CACHE)/containerd-$(CONTAINERD_VERSION)
+GOLANGCI       := $(CACHE)/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
+TOOLS_DIR      := $(CACHE)/tools/bin
+
+# Tests and benches find the pinned tools by PATH; tests/testenv looks in the
+# same places when `go test` is run by hand.
+export PATH := $(CONTAINERD_DIR):$(TOOLS_DIR):$(PATH)
+
+GO        ?= go
+FUZZTIME  ?= 10m
+TESTFLAGS ?=
+IMAGE     ?=
+CMD       ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help build test ci lint fuzz demo tools bench deps containerd clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build lazyerofsd and lazyerofs into bin/
+	$(GO) build -trimpath -o bin/ ./cmd/...
+
+test: deps containerd tools ## run every test, as root, with real mounts
+	$(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./...
+
+ci: lint deps containerd tools ## what CI runs: lint, tests with -race, 20 s of every fuzz target
+	$(GO) test -race -count=1 -timeout 20m ./...
+	tests/tools/fuzz.sh 20s
+
+lint: $(GOLANGCI) ## run golangci-lint as .golangci.yml says
+	$(GOLANGCI) run ./...
+
+fuzz: ## fuzz every target in turn for FUZZTIME (10m)
+	tests/tools/fuzz.sh $(FUZZTIME)
+
+demo: deps containerd build ## cold start, overlayfs against lazyerofs; IMAGE=... CMD='...' for any image
+	$(GO) run ./tests/demo $(if $(IMAGE),-image '$(IMAGE)') $(if $(CMD),-cmd '$(subst ','\'',$(CMD))')
+
+bench: deps containerd build ## cold start figures, medians of 5 runs, into tests/bench/results
+	$(GO) run ./tests/bench
+
+tools: $(TOOLS_DIR)/mkfs.erofs ## build erofs-utils for tests and benches (never used at run time)
+
+deps: ## install the distribution's packages that tests need
+	@tests/tools/apt-install.sh $(APT_PACKAGES)
+
+containerd: $(CONTAINERD_DIR)/containerd ## build the pinned containerd, ctr and shim
+
+clean: ## remove what the targets here have made
+	rm -rf bin .cache
+
+$(CONTAINERD_DIR)/containerd:
+	GOBIN=$(CONTAINERD_DIR) $(GO) install -tags 'no_btrfs no_devmapper no_zfs' \
+		github.com/containerd/containerd/v2/cmd/ctr@$(CONTAINERD_VERSION) \
+		github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2@$(CONTAINERD_VERSION) \
+		github.com/containerd/containerd/v2/cmd/containerd@$(CONTAINERD_VERSION)
+
+$(GOLANGCI):
+	GOBIN=$(dir $(GOLANGCI)) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+$(TOOLS_DIR)/mkfs.erofs: tests/tools/erofs-utils.sh
+	@tests/tools/apt-install.sh $(APT_TOOLS_PACKAGES)
+	tests/tools/erofs-utils.sh $(CACHE)/tools
