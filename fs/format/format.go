@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
@@ -42,6 +43,12 @@ type Plan struct {
 	// Prefetch is the range of image data that start-up reads first; empty when
 	// the image does not say.
 	Prefetch chunk.Extent
+	// Whole is the digest of the image data followed by Tail, against which a
+	// complete layer is checked; empty when the blob's descriptor gives none.
+	Whole digest.Digest
+	// Tail is what Whole covers after the image data: the index of a raw layer,
+	// whose digest is that of the blob.
+	Tail []byte
 	// Decode verifies src, the stored bytes of c, and appends c's image data to
 	// dst[:0]. Wrong bytes give a *chunk.CorruptError and no data. It is safe for
 	// concurrent use and keeps neither slice.

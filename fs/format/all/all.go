@@ -1,0 +1,17 @@
+// Package all is the one list of layer formats. Only cmd imports it; it has no
+// other content, no state and no init.
+package all
+
+import (
+	"github.com/lazyerofs/lazyerofs/fs/format"
+	"github.com/lazyerofs/lazyerofs/fs/format/erofsraw"
+	"github.com/lazyerofs/lazyerofs/fs/format/zstdseek"
+)
+
+// All returns every format, the one to prefer first where two match.
+func All() []format.Format {
+	return []format.Format{
+		zstdseek.New(),
+		erofsraw.New(),
+	}
+}

@@ -1,0 +1,104 @@
+// Package zstdseek reads native EROFS layers that are stored as one zstd frame
+// per chunk with the chunk index in a trailing skippable frame
+// (application/vnd.erofs.layer.v1+zstd and the draft's name for it).
+//
+// A stored chunk is trusted only after its digest was checked; after that its
+// author may still lie, so the decoder is given exactly the room that the index
+// promises and the frame must fill it.
+package zstdseek
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
+	"github.com/lazyerofs/lazyerofs/fs/format"
+	"github.com/lazyerofs/lazyerofs/fs/format/internal/native"
+	"github.com/lazyerofs/lazyerofs/fs/remote"
+)
+
+type zstdFormat struct{}
+
+// New returns the format.
+func New() format.Format { return zstdFormat{} }
+
+// Name returns "zstdseek".
+func (zstdFormat) Name() string { return "zstdseek" }
+
+// Match accepts containerd's and the draft's media type.
+func (zstdFormat) Match(desc ocispec.Descriptor) bool {
+	return desc.MediaType == chunk.MediaTypeLayerZstd || desc.MediaType == chunk.MediaTypeDraftLayerZstd
+}
+
+// Open reads the chunk index in one request. See format.Format.
+func (zstdFormat) Open(ctx context.Context, blob remote.Blob, desc ocispec.Descriptor) (*format.Plan, error) {
+	s, err := native.Open(ctx, blob, desc, chunk.CodecZstd, true)
+	if err != nil {
+		return nil, err
+	}
+	var whole digest.Digest
+	if v := native.Lookup(desc, chunk.LabelUncompressedDigest, chunk.AnnotationUncompressedDigest); v != "" {
+		if whole, err = digest.Parse(v); err != nil {
+			return nil, fmt.Errorf("%w: %s: its uncompressed digest %q is malformed", format.ErrNotLazy, blob.Digest(), v)
+		}
+	}
+	id := blob.Digest()
+	return &format.Plan{
+		Data:       s.Index,
+		PinnedHint: native.Ends(desc, chunk.LabelPinned, s.Index.Size()),
+		Prefetch:   native.Ends(desc, chunk.LabelPrefetch, s.Index.Size()),
+		Whole:      whole,
+		Decode: func(dst, src []byte, c chunk.Chunk) ([]byte, error) {
+			return decode(id, dst, src, c)
+		},
+	}, nil
+}
+
+// decoder runs up to GOMAXPROCS decodes at once; more wait for a free one. It
+// is shared because each holds tables of several hundred KiB.
+var decoder = sync.OnceValues(func() (*zstd.Decoder, error) {
+	return zstd.NewReader(nil,
+		zstd.WithDecoderConcurrency(0),
+		zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxMemory(chunk.MaxChunkLen),
+		zstd.WithDecodeAllCapLimit(true),
+	)
+})
+
+// slack is what the decoder's fast loops may write past the end of a block.
+// Room for it keeps them fast; data that fills it is refused.
+const slack = 16
+
+func decode(blob digest.Digest, dst, src []byte, c chunk.Chunk) ([]byte, error) {
+	if err := native.Check(blob, src, c); err != nil {
+		return nil, err
+	}
+	n, err := frameLen(src)
+	if err != nil {
+		return nil, native.Corrupt(native.ChunkName(blob, c), "%v", err)
+	}
+	if err := onlySkippable(src[n:]); err != nil {
+		return nil, native.Corrupt(native.ChunkName(blob, c), "%v", err)
+	}
+	room := int(c.Data.Len) + slack
+	if cap(dst) < room {
+		dst = make([]byte, 0, room)
+	}
+	d, err := decoder()
+	if err != nil {
+		return nil, fmt.Errorf("making a zstd decoder: %w", err)
+	}
+	out, err := d.DecodeAll(src[:n], dst[:0:room])
+	if err != nil {
+		return nil, native.Corrupt(native.ChunkName(blob, c), "its zstd frame cannot be decoded: %v", err)
+	}
+	if int64(len(out)) != c.Data.Len {
+		return nil, native.Corrupt(native.ChunkName(blob, c), "it decodes to %d bytes instead of %d", len(out), c.Data.Len)
+	}
+	return out, nil
+}
