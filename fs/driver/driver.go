@@ -6,7 +6,8 @@ import (
 )
 
 // Layer is what a driver needs of a layer. fs/layer implements it; the
-// interface lives here so that drivers never import that package.
+// interface lives here so that drivers never import that package. The dynamic
+// type is a pointer: drivers compare layers for identity.
 type Layer interface {
 	// ID names the layer in logs and in the descriptor store: 1 to 100 characters
 	// of [a-z0-9-], stable across restarts.
@@ -51,6 +52,11 @@ type Mount interface {
 	// Close unmounts the target and lets go of what serves it as soon as no
 	// superblock holds the layer any more.
 	Close(ctx context.Context) error
+	// Done is closed once nothing serves the mount any more: after Close, when
+	// the last superblock that holds the layer is gone (overlayfs and open files
+	// keep one long after the unmount). Until then the Layer must stay usable
+	// and its data file must not be evicted.
+	Done() <-chan struct{}
 	// Release stops nothing and unmounts nothing: it frees this process's share
 	// so that a successor can adopt the mount.
 	Release() error
