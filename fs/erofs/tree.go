@@ -45,7 +45,9 @@ type Extent struct {
 }
 
 // Tree is a whole file system in flat arrays, without a Go object per inode.
-// It is immutable once built or parsed and then safe for concurrent use.
+// A Builder numbers inodes in the order of their first paths, depth first by
+// name. It is immutable once built or parsed and then safe for concurrent
+// use; SetExtents is the one exception.
 type Tree struct {
 	inodes []inode  // by Inode
 	dents  []dirent // one run per directory, sorted by name as unsigned bytes
@@ -89,8 +91,9 @@ type xattr struct {
 func (t *Tree) Len() int { return len(t.inodes) }
 
 // Attr returns the attributes of i.
-func (t *Tree) Attr(i Inode) Attr {
-	n := &t.inodes[i]
+func (t *Tree) Attr(i Inode) Attr { return t.inodes[i].attr() }
+
+func (n *inode) attr() Attr {
 	return Attr{
 		Mode: n.mode, UID: n.uid, GID: n.gid, Rdev: n.rdev,
 		Mtime: n.mtime, MtimeNsec: n.nsec, Size: n.size,
@@ -112,6 +115,16 @@ func (t *Tree) Extents(i Inode) []Extent {
 		return nil
 	}
 	return t.exts[n.first : n.first+n.count]
+}
+
+// SetExtents replaces the extents of the regular file i, whose size stays as it
+// is. It serves writers that place file data after they know the tree: it must
+// not be called after NewLayout, nor while anything else uses the Tree. The
+// extents are copied.
+func (t *Tree) SetExtents(i Inode, e []Extent) {
+	if n := &t.inodes[i]; n.mode&modeType == modeReg {
+		t.exts = setExtents(n, t.exts, e)
+	}
 }
 
 // Target returns the target of a symbolic link. It aliases the Tree.
@@ -139,16 +152,56 @@ func (t *Tree) Children(i Inode) iter.Seq2[[]byte, Inode] {
 	}
 }
 
+// Walk calls fn for every name in the tree, depth first and in name order; a
+// hard-linked inode comes once for each of its names. The root comes first, with
+// an empty path. path is slash-separated, relative and aliases a buffer: it holds
+// until fn returns. Walk ends with the first error of fn and returns it.
+func (t *Tree) Walk(fn func(path []byte, i Inode) error) error {
+	type level struct {
+		next, last uint32 // dents
+		path       int    // length of the directory's path
+	}
+	if err := fn(nil, RootInode); err != nil {
+		return err
+	}
+	root := &t.inodes[RootInode]
+	stack := []level{{root.first, root.first + root.count, 0}}
+	var path []byte
+	for len(stack) > 0 {
+		top := &stack[len(stack)-1]
+		if top.next == top.last {
+			stack = stack[:len(stack)-1]
+			continue
+		}
+		d := &t.dents[top.next]
+		top.next++
+		if path = path[:top.path]; len(path) > 0 {
+			path = append(path, '/')
+		}
+		path = append(path, t.arena[d.name:d.name+uint32(d.len)]...)
+		if err := fn(path, d.inode); err != nil {
+			return err
+		}
+		if n := &t.inodes[d.inode]; n.mode&modeType == modeDir {
+			stack = append(stack, level{n.first, n.first + n.count, len(path)})
+		}
+	}
+	return nil
+}
+
 // Xattrs iterates over the extended attributes of i in name order: the full
 // name and the value. Both alias the Tree.
 func (t *Tree) Xattrs(i Inode) iter.Seq2[[]byte, []byte] {
 	return func(yield func([]byte, []byte) bool) {
 		n := &t.inodes[i]
 		for _, x := range t.xattrs[n.xfirst : n.xfirst+uint32(n.xcount)] {
-			name := t.arena[x.name : x.name+uint32(x.nameLen)]
-			if !yield(name, t.arena[x.value:x.value+uint32(x.valLen)]) {
+			if !yield(t.xattrName(x), t.xattrValue(x)) {
 				return
 			}
 		}
 	}
 }
+
+func (t *Tree) xattrName(x xattr) []byte { return t.arena[x.name : x.name+uint32(x.nameLen)] }
+
+func (t *Tree) xattrValue(x xattr) []byte { return t.arena[x.value : x.value+uint32(x.valLen)] }
