@@ -1,7 +1,10 @@
 package remote_test
 
 import (
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/containerd/v2/pkg/reference"
@@ -113,4 +116,24 @@ func TestResolveRefusesWhatItCannotRead(t *testing.T) {
 	src.Name.Locator = "reg.example/../x"
 	_, err = g.resolver.Resolve(ctx, []source.Source{src}, ocispec.Descriptor{})
 	require.Error(t, err)
+}
+
+func TestConnectionsAreKept(t *testing.T) {
+	g := newRig(t, nil)
+	var opened atomic.Int32
+	s := httptest.NewUnstartedServer(&g.registry)
+	s.Config.ConnState = func(_ net.Conn, st http.ConnState) {
+		if st == http.StateNew {
+			opened.Add(1)
+		}
+	}
+	s.Start()
+	t.Cleanup(s.Close)
+	g.mirrors(t, g.host(), s.URL)
+	b := g.bare(t)
+	for i := range int64(50) {
+		require.NoError(t, g.read(t, b, i*20_000, 20_000))
+	}
+	require.Equal(t, int32(1), opened.Load())
+	g.hosts.Close()
 }

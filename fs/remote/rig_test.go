@@ -3,6 +3,7 @@ package remote_test
 import (
 	"bytes"
 	"context"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -25,10 +26,11 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
 	"github.com/lazyerofs/lazyerofs/fs/remote/remotetest"
+	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, testenv.IgnoreRegistry())
 }
 
 // rig is one registry on loopback and a resolver that reaches it.
@@ -103,6 +105,21 @@ func (g *rig) mirrors(t *testing.T, registry string, urls ...string) {
 	dir := filepath.Join(g.certs, registry)
 	require.NoError(t, os.MkdirAll(dir, 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(b.String()), 0o600))
+}
+
+// mirrorTLS names s for a registry, with or without the authority that signed it.
+func (g *rig) mirrorTLS(t *testing.T, registry string, s *httptest.Server, ca bool) {
+	t.Helper()
+	dir := filepath.Join(g.certs, registry)
+	require.NoError(t, os.MkdirAll(dir, 0o755))
+	toml := fmt.Sprintf("server = %q\n", s.URL)
+	if ca {
+		file := filepath.Join(dir, "ca.crt")
+		block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
+		require.NoError(t, os.WriteFile(file, block, 0o600))
+		toml += fmt.Sprintf("ca = %q\n", file)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(toml), 0o600))
 }
 
 func (g *rig) source(t *testing.T) source.Source {
