@@ -1,0 +1,421 @@
+package drivertest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+)
+
+// deadline bounds every wait for something that must happen.
+const deadline = 30 * time.Second
+
+// Harness is how the suite gets at a driver.
+type Harness struct {
+	// New returns a driver whose process inherited these descriptors from k.
+	New func(tb testing.TB, k *Keeper, inherited map[string][]*os.File) driver.Driver
+	// Shutdown ends a driver as a planned stop of its process does: what it
+	// took is answered, mounts stay.
+	Shutdown func(ctx context.Context, d driver.Driver) error
+	// DataOf returns the descriptor on which a successor must open the layer.
+	DataOf func(inherited map[string][]*os.File, layerID string) *os.File
+}
+
+// Run checks every law, with the metadata in the data file and beside it.
+func Run(t *testing.T, h Harness) {
+	for _, split := range []bool{false, true} {
+		img := NewImage(t, 1, split)
+		name := map[bool]string{false: "one file", true: "with device"}[split]
+		t.Run(name, func(t *testing.T) {
+			for _, law := range []struct {
+				name  string
+				check func(*env)
+			}{
+				{"sequential reads", sequentialReads},
+				{"random reads", randomReads},
+				{"direct reads", directReads},
+				{"mapped reads", mappedReads},
+				{"execution", execution},
+				{"parallel reads", parallelReads},
+				{"reads through overlay", overlayReads},
+				{"error, then recovery", errorThenRecovery},
+				{"completion", completion},
+				{"complete from the start", completeFromTheStart},
+				{"two mounts", twoMounts},
+				{"unmount under a reader", unmountUnderReader},
+				{"adoption", adoption},
+				{"refused mount", refusedMount},
+			} {
+				t.Run(law.name, func(t *testing.T) { check(t, h, img, law.check) })
+			}
+		})
+	}
+}
+
+// env is one mounted layer under test.
+type env struct {
+	*testing.T
+	ctx    context.Context
+	h      Harness
+	img    *Image
+	keeper *Keeper
+	driver driver.Driver
+	layer  *Layer
+	target string
+	mount  driver.Mount
+}
+
+// check runs one law on a fresh mount and looks for leaked descriptors.
+func check(t *testing.T, h Harness, img *Image, law func(*env)) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*deadline)
+	defer cancel()
+	before := openFiles(t)
+	e := &env{T: t, ctx: ctx, h: h, img: img, keeper: &Keeper{}, target: t.TempDir()}
+	e.driver = h.New(t, e.keeper, nil)
+	e.layer = NewLayer(t, t.TempDir(), "layer-"+filepath.Base(e.target), img)
+	var err error
+	e.mount, err = e.driver.Mount(ctx, e.target, e.layer)
+	require.NoError(t, err)
+	ended := false
+	t.Cleanup(func() { // a law that failed leaves readers that nobody answers
+		if !ended {
+			_ = unix.Unmount(e.target, unix.MNT_DETACH)
+			_ = e.keeper.Close()
+		}
+	})
+	law(e)
+	e.unmount(e.mount)
+	require.NoError(t, h.Shutdown(ctx, e.driver))
+	require.Empty(t, e.keeper.Names(), "a mount that is gone is still guarded")
+	require.NoError(t, e.layer.Close())
+	ended = true
+	require.Equal(t, before, openFiles(t), "open descriptors")
+}
+
+func openFiles(t *testing.T) []string {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	var list []string
+	for _, e := range entries {
+		to, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err == nil && to != "anon_inode:[pidfd]" { // the one that ReadDir used is gone
+			list = append(list, to)
+		}
+	}
+	sort.Strings(list)
+	return list
+}
+
+// unmount closes a mount and waits until nothing serves it.
+func (e *env) unmount(m driver.Mount) {
+	e.Helper()
+	require.NoError(e, m.Close(e.ctx))
+	require.NoError(e, m.Close(e.ctx), "closing twice")
+	e.await(m.Done(), "the mount to be gone")
+}
+
+func (e *env) await(c <-chan struct{}, what string) {
+	e.Helper()
+	select {
+	case <-c:
+	case <-time.After(deadline):
+		require.FailNow(e, "waited too long for "+what)
+	}
+}
+
+func (e *env) path(name string) string { return filepath.Join(e.target, name) }
+
+// paths are all paths of the image in a random order.
+func (e *env) paths() []string {
+	var list []string
+	for p := range e.img.Files {
+		list = append(list, p)
+	}
+	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	return list
+}
+
+// compare reads a whole file below root.
+func (e *env) compare(root, name string) error {
+	got, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil {
+		return err
+	}
+	if sha256.Sum256(got) != sha256.Sum256(e.img.Files[name]) {
+		return fmt.Errorf("%s differs", name)
+	}
+	return nil
+}
+
+// dropCache makes the next read of a file go to the driver again.
+func (e *env) dropCache(name string) {
+	f, err := os.Open(e.path(name))
+	require.NoError(e, err)
+	require.NoError(e, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
+	require.NoError(e, f.Close())
+}
+
+func sequentialReads(e *env) {
+	for _, name := range e.paths() {
+		require.NoError(e, e.compare(e.target, name))
+	}
+	require.Positive(e, e.layer.Fills())
+}
+
+func randomReads(e *env) {
+	name := "dir0/file9"
+	want := e.img.Files[name]
+	f, err := os.Open(e.path(name))
+	require.NoError(e, err)
+	defer func() { require.NoError(e, f.Close()) }()
+	require.NoError(e, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM))
+	for range 500 {
+		off := rand.Int64N(int64(len(want)))
+		got := make([]byte, 1+rand.IntN(10_000))
+		n, err := f.ReadAt(got, off)
+		if !errors.Is(err, io.EOF) {
+			require.NoError(e, err)
+		}
+		require.Equal(e, want[off:off+int64(n)], got[:n])
+	}
+}
+
+// directReads: O_DIRECT gives the right bytes, or is refused as the kernel
+// refuses it on a layer that needs no driver.
+func directReads(e *env) {
+	plain := e.TempDir()
+	l := NewLayer(e, e.TempDir(), "plain", e.img)
+	require.NoError(e, l.Fill(e.ctx))
+	m, err := e.driver.Mount(e.ctx, plain, l)
+	require.NoError(e, err)
+	name := "dir2/file8"
+	want, wantErr := readDirect(filepath.Join(plain, name))
+	got, err := readDirect(e.path(name))
+	require.Equal(e, wantErr, err)
+	require.Equal(e, want, got)
+	if err == nil {
+		require.Equal(e, e.img.Files[name], got)
+	}
+	e.unmount(m)
+	require.NoError(e, l.Close())
+}
+
+func readDirect(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	// Anonymous memory is aligned to pages, as O_DIRECT wants it.
+	buf, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Munmap(buf) }()
+	n, err := unix.Pread(fd, buf, 0)
+	if err != nil {
+		return nil, err
+	}
+	return bytes.Clone(buf[:n]), nil
+}
+
+func mappedReads(e *env) {
+	for _, name := range []string{"dir0/file9", "dir1/file7", "dir0/file0", "sparse"} {
+		got, err := mapped(e.ctx, e.path(name))
+		require.NoError(e, err)
+		require.Equal(e, fmt.Sprintf("%x", sha256.Sum256(e.img.Files[name])), got, name)
+	}
+}
+
+func execution(e *env) {
+	out, err := executed(e.ctx, e.path(ProgramPath), "it runs")
+	require.NoError(e, err)
+	require.Equal(e, "it runs\n", out)
+}
+
+func parallelReads(e *env) {
+	errs := make(chan error, 16)
+	for range cap(errs) {
+		names := e.paths()
+		go func() {
+			var all []error
+			for _, name := range names {
+				all = append(all, e.compare(e.target, name))
+			}
+			errs <- errors.Join(all...)
+		}()
+	}
+	for range cap(errs) {
+		require.NoError(e, <-errs)
+	}
+	require.LessOrEqual(e, e.layer.Fills(), int64(cap(errs)*len(e.layer.resident)))
+}
+
+func overlayReads(e *env) {
+	merged := e.TempDir()
+	top := e.TempDir()
+	require.NoError(e, unix.Mount("overlay", merged, "overlay", unix.MS_RDONLY, "lowerdir="+e.target+":"+top))
+	// The overlay keeps the superblock alive after the unmount of the layer.
+	require.NoError(e, e.mount.Close(e.ctx))
+	for _, name := range e.paths() {
+		require.NoError(e, e.compare(merged, name))
+	}
+	select {
+	case <-e.mount.Done():
+		require.Fail(e, "done while an overlay uses the layer")
+	default:
+	}
+	require.NoError(e, unix.Unmount(merged, 0))
+	e.await(e.mount.Done(), "the mount to be gone")
+}
+
+func errorThenRecovery(e *env) {
+	for _, failure := range []error{errors.New("registry is down"), syscall.ENOSPC, syscall.ETIMEDOUT, context.Canceled} {
+		e.layer.Fail(failure)
+		for _, name := range []string{"dir0/file9", "sparse", "small/150"} {
+			_, err := os.ReadFile(e.path(name))
+			require.ErrorIs(e, err, syscall.EIO, "%s, %v", name, failure)
+		}
+	}
+	e.layer.Fail(nil)
+	for _, name := range e.paths() {
+		require.NoError(e, e.compare(e.target, name))
+	}
+}
+
+func completion(e *env) {
+	require.NotEmpty(e, e.keeper.Names(), "an incomplete mount is not guarded")
+	require.NoError(e, e.compare(e.target, "dir0/file9"))
+	require.NoError(e, e.layer.Fill(e.ctx))
+	require.Eventually(e, func() bool { return len(e.keeper.Names()) == 0 }, deadline, time.Millisecond,
+		"a complete layer is still guarded")
+	fills := e.layer.Fills()
+	e.layer.Fail(errors.New("a complete layer was asked"))
+	for _, name := range e.paths() {
+		e.dropCache(name)
+		require.NoError(e, e.compare(e.target, name))
+	}
+	require.Equal(e, fills, e.layer.Fills())
+}
+
+func completeFromTheStart(e *env) {
+	target := e.TempDir()
+	l := NewLayer(e, e.TempDir(), "complete", e.img)
+	require.NoError(e, l.Fill(e.ctx))
+	names := e.keeper.Names()
+	m, err := e.driver.Mount(e.ctx, target, l)
+	require.NoError(e, err)
+	require.ElementsMatch(e, names, e.keeper.Names())
+	for _, name := range e.paths() {
+		require.NoError(e, e.compare(target, name))
+	}
+	e.unmount(m)
+	require.NoError(e, l.Close())
+}
+
+func twoMounts(e *env) {
+	second := e.TempDir()
+	m, err := e.driver.Mount(e.ctx, second, e.layer)
+	require.NoError(e, err)
+	require.NoError(e, e.compare(e.target, "dir0/file9"))
+	require.NoError(e, e.compare(second, "dir1/file7"))
+	e.unmount(m)
+	require.NoError(e, e.compare(e.target, "small/199")) // still served
+	require.NoError(e, e.compare(e.target, "dir2/file8"))
+}
+
+func unmountUnderReader(e *env) {
+	name := "dir0/file9"
+	f, err := os.Open(e.path(name))
+	require.NoError(e, err)
+	require.NoError(e, e.mount.Close(e.ctx))
+	_, err = os.Stat(e.path(name))
+	require.ErrorIs(e, err, os.ErrNotExist)
+	got, err := io.ReadAll(f)
+	require.NoError(e, err)
+	require.Equal(e, sha256.Sum256(e.img.Files[name]), sha256.Sum256(got))
+	select {
+	case <-e.mount.Done():
+		require.Fail(e, "done while a file is open")
+	default:
+	}
+	require.NotEmpty(e, e.keeper.Names())
+	require.NoError(e, f.Close())
+	e.await(e.mount.Done(), "the mount to be gone")
+}
+
+// adoption: readers that ask while nobody answers get the right bytes from the
+// successor, which comes with the kept descriptors only.
+func adoption(e *env) {
+	require.NoError(e, e.compare(e.target, "dir1/file7"))
+	require.NoError(e, e.h.Shutdown(e.ctx, e.driver))
+	require.NoError(e, e.mount.Release())
+
+	names := []string{"dir0/file9", "dir2/file8", "sparse", "small/100"}
+	errs := make(chan error, len(names))
+	var started sync.WaitGroup
+	for _, name := range names {
+		started.Add(1)
+		go func() {
+			started.Done()
+			errs <- e.compare(e.target, name)
+		}()
+	}
+	started.Wait()
+
+	inherited, err := e.keeper.Inherited()
+	require.NoError(e, err)
+	e.driver = e.h.New(e, e.keeper, inherited)
+	old := e.layer
+	e.layer = old.Successor(e.h.DataOf(inherited, old.ID()))
+	e.mount, err = e.driver.Adopt(e.ctx, e.target, e.layer)
+	require.NoError(e, err)
+	for range names {
+		require.NoError(e, <-errs)
+	}
+	require.NoError(e, old.data.Close())
+	for _, name := range e.paths() {
+		require.NoError(e, e.compare(e.target, name))
+	}
+}
+
+// refusedMount: a mount that cannot be made, or not be guarded, leaves nothing.
+func refusedMount(e *env) {
+	guards := e.keeper.Names()
+	l := NewLayer(e, e.TempDir(), "refused", e.img)
+	_, err := e.driver.Mount(e.ctx, filepath.Join(e.target, "no such directory"), l)
+	require.Error(e, err)
+	require.ElementsMatch(e, guards, e.keeper.Names())
+
+	e.keeper.Refuse(errors.New("store is full"))
+	target := e.TempDir()
+	_, err = e.driver.Mount(e.ctx, target, l)
+	require.ErrorContains(e, err, "store is full")
+	require.ElementsMatch(e, guards, e.keeper.Names())
+	entries, err := os.ReadDir(target)
+	require.NoError(e, err)
+	require.Empty(e, entries)
+
+	e.keeper.Refuse(nil)
+	m, err := e.driver.Mount(e.ctx, target, l)
+	require.NoError(e, err)
+	require.NoError(e, e.compare(target, "sparse"))
+	e.unmount(m)
+	require.NoError(e, l.Close())
+}
