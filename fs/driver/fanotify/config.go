@@ -1,0 +1,81 @@
+package fanotify
+
+import (
+	"context"
+	"os"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+)
+
+// Name is the driver's name in configuration and state.
+const Name = "fanotify"
+
+// GroupName is the name under which the group is kept.
+const GroupName = "fanotify-group"
+
+// writerPrefix begins the names of kept writers.
+const writerPrefix = "fanotify-writer-"
+
+// WriterName is the name under which the writer of a layer's data file is kept:
+// Layer.Data from before the mark. A successor must open the layer on the
+// descriptor that it inherited under this name, since one that it opens itself
+// raises events for its own reads and writes.
+func WriterName(layerID string) string { return writerPrefix + layerID }
+
+// Keeper keeps descriptors outside this process (package fdstore). Put returns
+// when the keeper has its copy.
+type Keeper interface {
+	Put(name string, f *os.File) error
+	Remove(name string) error
+}
+
+// MountFunc mounts the EROFS image at path source, whose device 1 is at path
+// device unless that is empty, read-only at target. It must make the kernel
+// open the files by path: handing it an open descriptor would give it one from
+// before the mark, and holes would read as zeros.
+type MountFunc func(ctx context.Context, source, device, target string) error
+
+// Config is what New needs.
+type Config struct {
+	// Keeper guards the group against the end of this process. Required: without
+	// it the death of this process turns holes into zeros.
+	Keeper Keeper
+	// Inherited holds what a predecessor kept, by name, as fdstore.Inherited
+	// returned it. The driver takes the group over and only looks at the writers.
+	Inherited map[string][]*os.File
+	// Mount mounts; required.
+	Mount MountFunc
+	// MaxInFlight is how many fills run at once; 0 means 1024. The reader loops
+	// wait when it is reached.
+	MaxInFlight int
+	// Readers is how many loops take events; 0 means 1.
+	Readers int
+	// Quarantine, if set, is told the IDs of layers whose mounts may have read
+	// zeros: events were lost, or a mount was found without its guard. It must
+	// not block.
+	Quarantine func(layerIDs []string, why error)
+}
+
+func (c *Config) defaults() {
+	if c.MaxInFlight == 0 {
+		c.MaxInFlight = 1024
+	}
+	if c.Readers == 0 {
+		c.Readers = 1
+	}
+	if c.Quarantine == nil {
+		c.Quarantine = func([]string, error) {}
+	}
+}
+
+// Stats counts what the driver did since New.
+type Stats struct {
+	// Hits are events of ranges that were resident, Misses those that were filled.
+	Hits, Misses uint64
+	// Denied are events answered with an error.
+	Denied uint64
+	// Marked is the number of data files that are marked now.
+	Marked int
+}
+
+var _ driver.Driver = (*Driver)(nil)

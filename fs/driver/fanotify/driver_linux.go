@@ -1,0 +1,322 @@
+package fanotify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/kernel"
+)
+
+// ErrShutdown reports a call after Shutdown.
+var ErrShutdown = errors.New("the fanotify driver is shut down")
+
+// ErrUnguarded is the reason for a quarantine: the mount had no group that
+// watched it for a while, so that its page cache may hold zeros.
+var ErrUnguarded = errors.New("the layer was mounted while nothing watched it")
+
+// Driver is the fanotify driver of one process. It is safe for concurrent use.
+type Driver struct {
+	conf   Config
+	ctx    context.Context // of the fills; carries the logger
+	cancel context.CancelFunc
+
+	group *group // nil until started
+	wake  int    // eventfd that ends the loops
+	table atomic.Pointer[map[key]*guard]
+
+	tokens   chan struct{}
+	stopping chan struct{}
+	loops    sync.WaitGroup
+	fills    sync.WaitGroup
+	owned    sync.WaitGroup // watchers of completion and of superblocks
+
+	hits, misses, denied atomic.Uint64
+
+	mu        sync.Mutex
+	started   bool
+	down      bool
+	groupKept bool
+	writers   int // kept
+	mounts    map[*mount]struct{}
+}
+
+// New returns the driver. When a predecessor left a group among the inherited
+// descriptors it is served at once; otherwise nothing is asked of the kernel
+// before the first Mount, so that New works on every kernel. ctx carries the
+// logger; Shutdown, not ctx, ends the driver.
+func New(ctx context.Context, conf Config) (*Driver, error) {
+	conf.defaults()
+	if conf.Keeper == nil || conf.Mount == nil {
+		return nil, errors.New("fanotify: a keeper of descriptors and a way to mount are required")
+	}
+	d := &Driver{
+		conf:     conf,
+		wake:     -1,
+		tokens:   make(chan struct{}, conf.MaxInFlight),
+		stopping: make(chan struct{}),
+		mounts:   map[*mount]struct{}{},
+	}
+	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	d.table.Store(&map[key]*guard{})
+	if err := d.inherit(); err != nil {
+		d.cancel()
+		return nil, err
+	}
+	return d, nil
+}
+
+// inherit takes a predecessor's group over and expects its layers.
+func (d *Driver) inherit() error {
+	groups := d.conf.Inherited[GroupName]
+	if len(groups) == 0 {
+		// Writers without their group guard nothing.
+		var errs []error
+		for name := range d.conf.Inherited {
+			if strings.HasPrefix(name, writerPrefix) {
+				errs = append(errs, d.conf.Keeper.Remove(name))
+			}
+		}
+		return errors.Join(errs...)
+	}
+	table := map[key]*guard{}
+	for name, files := range d.conf.Inherited {
+		id, ok := strings.CutPrefix(name, writerPrefix)
+		if !ok {
+			continue
+		}
+		k, err := keyOf(files[0])
+		if err != nil {
+			return err
+		}
+		table[k] = &guard{key: k, id: id, writer: files[0], adopted: make(chan struct{})}
+	}
+	g, err := adoptGroup(groups[0])
+	if err != nil {
+		return err
+	}
+	d.table.Store(&table)
+	d.writers, d.groupKept = len(table), true
+	for _, f := range groups {
+		err = errors.Join(err, f.Close())
+	}
+	return errors.Join(err, d.start(g))
+}
+
+// start serves the group, a new one if g is nil. The caller holds d.mu or is
+// New.
+func (d *Driver) start(g *group) error {
+	if err := raiseFileLimit(); err != nil {
+		return err
+	}
+	var err error
+	if g == nil {
+		if g, err = newGroup(); err != nil {
+			return err
+		}
+	}
+	d.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return errors.Join(fmt.Errorf("making an eventfd: %w", err), g.close())
+	}
+	d.group, d.started = g, true
+	for range d.conf.Readers {
+		d.loops.Go((&loop{d: d}).run)
+	}
+	return nil
+}
+
+// Name returns "fanotify".
+func (d *Driver) Name() string { return Name }
+
+// Probe reports whether pre-content events and file-backed EROFS mounts work
+// with data files in cacheDir.
+func (d *Driver) Probe(cacheDir string) error {
+	if err := kernel.HavePreContent(cacheDir); err != nil {
+		return err
+	}
+	return kernel.HaveFileBackedEROFS(cacheDir)
+}
+
+// Mount mounts a layer whose metadata is resident. Layer.Data must have been
+// opened before anything marked the file, which is so for a file that is not
+// mounted. A complete layer is mounted without a mark.
+func (d *Driver) Mount(ctx context.Context, target string, l driver.Layer) (driver.Mount, error) {
+	m, err := d.prepare(target, l, false)
+	if err != nil {
+		return nil, fmt.Errorf("mounting layer %s at %s: %w", l.ID(), target, err)
+	}
+	if err := d.mount(ctx, m, l); err != nil {
+		return nil, fmt.Errorf("mounting layer %s at %s: %w", l.ID(), target, errors.Join(err, m.undo()))
+	}
+	return m, nil
+}
+
+// Adopt takes over a predecessor's mount. Layer.Data must be on the descriptor
+// that was inherited as WriterName, unless the layer is complete or the
+// predecessor's group is lost; then the mount is guarded afresh and reported
+// to Config.Quarantine.
+func (d *Driver) Adopt(_ context.Context, target string, l driver.Layer) (driver.Mount, error) {
+	super, err := superblock(target)
+	if err != nil {
+		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
+	}
+	m, err := d.prepare(target, l, true)
+	if err != nil {
+		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
+	}
+	m.settle(super)
+	return m, nil
+}
+
+// prepare makes the guard of one mount, if it needs one.
+func (d *Driver) prepare(target string, l driver.Layer, adopt bool) (*mount, error) {
+	k, err := keyOf(l.Data())
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.down {
+		return nil, ErrShutdown
+	}
+	m := &mount{d: d, target: target, layer: l, done: make(chan struct{})}
+	old := (*d.table.Load())[k]
+	if completed(l) && old == nil {
+		d.mounts[m] = struct{}{}
+		return m, nil
+	}
+	if !d.started {
+		if err := d.start(nil); err != nil {
+			return nil, err
+		}
+	}
+	if old != nil && old.writer != nil {
+		same, err := sameOpenFile(old.writer, l.Data())
+		if err != nil {
+			return nil, err
+		}
+		if !same {
+			return nil, fmt.Errorf("its data file was opened anew, but it is marked: open it on the inherited %s",
+				WriterName(l.ID()))
+		}
+	}
+	m.guard, err = d.protect(l, k)
+	if err != nil {
+		return nil, err
+	}
+	d.mounts[m] = struct{}{}
+	if adopt && old == nil {
+		d.conf.Quarantine([]string{l.ID()}, ErrUnguarded)
+	}
+	return m, nil
+}
+
+// Settle says that no more adoptions come: events of inherited layers that
+// nobody adopted are denied from now on. It returns the IDs of those layers.
+// Their marks go when every superblock that could be theirs is gone.
+func (d *Driver) Settle() ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.down {
+		return nil, ErrShutdown
+	}
+	var orphans []*guard
+	var ids []string
+	for _, g := range *d.table.Load() {
+		if g.layer == nil {
+			g.letGo()
+			orphans = append(orphans, g)
+			ids = append(ids, g.id)
+		}
+	}
+	if len(orphans) == 0 {
+		return nil, nil
+	}
+	supers, err := superblocks()
+	if err != nil {
+		return ids, err
+	}
+	for m := range d.mounts {
+		delete(supers, m.super)
+	}
+	d.owned.Go(func() { d.bury(orphans, supers) })
+	return ids, nil
+}
+
+// bury drops guards that no mount owns once the superblocks are gone.
+func (d *Driver) bury(orphans []*guard, supers map[string]struct{}) {
+	for super := range supers {
+		if !d.awaitGone(super) {
+			return
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, g := range orphans {
+		if (*d.table.Load())[g.key] != g { // adopted after all
+			continue
+		}
+		d.update(func(t map[key]*guard) { delete(t, g.key) })
+		err := d.group.unmark(g.writer)
+		if err = errors.Join(err, d.unkeep(g, false)); err != nil {
+			d.trouble("dropping layer "+g.id+" that nobody adopted", err)
+		}
+	}
+}
+
+// Stats returns the counters.
+func (d *Driver) Stats() Stats {
+	s := Stats{Hits: d.hits.Load(), Misses: d.misses.Load(), Denied: d.denied.Load()}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, g := range *d.table.Load() {
+		if g.marked || g.layer == nil {
+			s.Marked++
+		}
+	}
+	return s
+}
+
+// Shutdown stops taking events, finishes those that were taken, and leaves
+// marks, mounts and kept descriptors to a successor: readers of missing ranges
+// wait for it. When ctx ends first, the fills in progress are cancelled, their
+// readers get EIO, and the error says so. Everything of this driver is then
+// stopped, and only its Stats may be called.
+func (d *Driver) Shutdown(ctx context.Context) error {
+	d.mu.Lock()
+	if d.down {
+		d.mu.Unlock()
+		return ErrShutdown
+	}
+	d.down = true
+	started := d.started
+	d.mu.Unlock()
+
+	var err error
+	if started {
+		d.stop()
+	} else {
+		close(d.stopping)
+	}
+	err = d.drain(ctx)
+	d.cancel()
+	d.owned.Wait()
+	if started {
+		err = errors.Join(err, d.group.close(), unix.Close(d.wake))
+	}
+	return err
+}
+
+// dataPath is a path by which the kernel opens the file of f anew.
+func dataPath(f *os.File) (path string, err error) {
+	err = control(f, func(fd int) { path = fmt.Sprintf("/proc/self/fd/%d", fd) })
+	return path, err
+}

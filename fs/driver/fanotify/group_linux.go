@@ -1,0 +1,201 @@
+package fanotify
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	initFlags = unix.FAN_CLASS_PRE_CONTENT | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK |
+		// A permission event that finds the queue full is allowed, that is: lost.
+		unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS
+	eventFlags = unix.O_RDONLY | unix.O_LARGEFILE | unix.O_CLOEXEC
+
+	// errnoShift places an errno in a FAN_DENY answer (FAN_DENY_ERRNO).
+	errnoShift = 24
+)
+
+// group is a fanotify group. Its descriptor is a plain number: reads go through
+// poll(2) on a thread of their own, not through the runtime's poller.
+type group struct {
+	fd int
+}
+
+// newGroup makes a group.
+func newGroup() (*group, error) {
+	fd, err := unix.FanotifyInit(initFlags, eventFlags)
+	if err != nil {
+		return nil, fmt.Errorf("making a fanotify group: %w", err)
+	}
+	return &group{fd: fd}, nil
+}
+
+// adoptGroup duplicates the group that f holds.
+func adoptGroup(f *os.File) (*group, error) {
+	fd, err := duplicate(f)
+	if err != nil {
+		return nil, fmt.Errorf("adopting a fanotify group: %w", err)
+	}
+	// The flag belongs to the open file, which others share: whoever had it
+	// before us may have changed it.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, errors.Join(fmt.Errorf("adopting a fanotify group: %w", err), unix.Close(fd))
+	}
+	return &group{fd: fd}, nil
+}
+
+// duplicate returns a new descriptor of the same open file. It does not use Fd,
+// which would make the shared open file blocking.
+func duplicate(f *os.File) (fd int, err error) {
+	ctlErr := control(f, func(n int) {
+		fd, err = unix.FcntlInt(uintptr(n), unix.F_DUPFD_CLOEXEC, 3)
+	})
+	return fd, errors.Join(ctlErr, err)
+}
+
+// control runs fn with the descriptor of f.
+func control(f *os.File, fn func(fd int)) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(func(fd uintptr) { fn(int(fd)) })
+}
+
+// mark asks for events of the file; asking again changes nothing.
+func (g *group) mark(f *os.File) error {
+	return g.change(f, unix.FAN_MARK_ADD, "marking")
+}
+
+// unmark asks for no more events. Events that are queued still come.
+func (g *group) unmark(f *os.File) error {
+	err := g.change(f, unix.FAN_MARK_REMOVE, "unmarking")
+	if errors.Is(err, unix.ENOENT) { // it was not marked
+		return nil
+	}
+	return err
+}
+
+func (g *group) change(f *os.File, flags uint, what string) error {
+	var err error
+	ctlErr := control(f, func(fd int) {
+		// Without a path, the file that the descriptor is of.
+		err = unix.FanotifyMark(g.fd, flags, unix.FAN_PRE_ACCESS, fd, "")
+	})
+	if err = errors.Join(ctlErr, err); err != nil {
+		return fmt.Errorf("%s %s: %w", what, f.Name(), err)
+	}
+	return nil
+}
+
+// read takes events into b, as many as fit and are there, straight from the
+// kernel: a caller that hands in a slot of shared memory of eventLen bytes has
+// a record of the event before anyone can act on it.
+func (g *group) read(b []byte) (int, error) {
+	for {
+		n, err := unix.Read(g.fd, b)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// answer gives the kernel its answer for the event of descriptor fd, then
+// closes fd: in that order, because answers are matched by number and a closed
+// number is at once that of another event. Errno 0 allows.
+func (g *group) answer(fd int32, errno syscall.Errno) error {
+	response := unix.FanotifyResponse{Fd: fd, Response: unix.FAN_ALLOW}
+	if errno != 0 {
+		response.Response = unix.FAN_DENY | uint32(errno)<<errnoShift
+	}
+	err := g.respond(&response)
+	if errors.Is(err, unix.EINVAL) {
+		// An errno that this kernel does not take: plain FAN_DENY is EPERM, and
+		// a reader that is blocked for ever is worse than a wrong errno.
+		response.Response = unix.FAN_DENY
+		err = g.respond(&response)
+	}
+	if errors.Is(err, unix.ENOENT) { // the reader was killed meanwhile
+		err = nil
+	}
+	return errors.Join(err, unix.Close(int(fd)))
+}
+
+func (g *group) respond(r *unix.FanotifyResponse) error {
+	b := unsafe.Slice((*byte)(unsafe.Pointer(r)), unsafe.Sizeof(*r))
+	for {
+		_, err := unix.Write(g.fd, b)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// file returns a descriptor of the group of its own, to be kept and closed.
+func (g *group) file() (*os.File, error) {
+	fd, err := unix.FcntlInt(uintptr(g.fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("duplicating the fanotify group: %w", err)
+	}
+	return os.NewFile(uintptr(fd), GroupName), nil
+}
+
+func (g *group) close() error {
+	if err := unix.Close(g.fd); err != nil {
+		return fmt.Errorf("closing the fanotify group: %w", err)
+	}
+	return nil
+}
+
+// key is the identity of a data file on this machine.
+type key struct {
+	dev, ino uint64
+}
+
+func keyOf(f *os.File) (key, error) {
+	var st unix.Stat_t
+	var err error
+	ctlErr := control(f, func(fd int) { err = unix.Fstat(fd, &st) })
+	if err = errors.Join(ctlErr, err); err != nil {
+		return key{}, fmt.Errorf("identifying %s: %w", f.Name(), err)
+	}
+	return key{dev: st.Dev, ino: st.Ino}, nil
+}
+
+// sameOpenFile reports whether a and b share one open file description. A
+// kernel without kcmp(2) cannot say, which counts as yes.
+func sameOpenFile(a, b *os.File) (bool, error) {
+	const kcmpFile = 0
+	pid := uintptr(os.Getpid())
+	var diff uintptr
+	var errno syscall.Errno
+	var inner error
+	err := control(a, func(x int) {
+		inner = control(b, func(y int) {
+			diff, _, errno = unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, uintptr(x), uintptr(y), 0)
+		})
+	})
+	if err = errors.Join(err, inner); err != nil {
+		return false, err
+	}
+	return errno == unix.ENOSYS || errno == 0 && diff == 0, nil
+}
+
+// raiseFileLimit lifts the soft limit to the hard one: each taken event holds a
+// descriptor, and one that finds none free is denied by the kernel.
+func raiseFileLimit() error {
+	var lim syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
+		return fmt.Errorf("reading the descriptor limit: %w", err)
+	}
+	lim.Cur = lim.Max
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
+		return fmt.Errorf("raising the descriptor limit: %w", err)
+	}
+	return nil
+}

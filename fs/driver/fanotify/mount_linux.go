@@ -1,0 +1,228 @@
+package fanotify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+)
+
+// sysfsRoot has one directory for each EROFS superblock: erofs-<n>, where n is
+// never used twice.
+const sysfsRoot = "/sys/fs/erofs"
+
+// mount is one mounted layer.
+type mount struct {
+	d      *Driver
+	target string
+	layer  driver.Layer
+	guard  *guard // nil: complete when it was mounted
+	super  string // erofs-<n>
+	done   chan struct{}
+	state  state // under Driver.mu
+}
+
+type state uint8
+
+const (
+	mounted state = iota
+	closing
+	released
+)
+
+// mount makes the kernel mount m, whose guard stands.
+func (d *Driver) mount(ctx context.Context, m *mount, l driver.Layer) error {
+	source, err := dataPath(l.Data())
+	if err != nil {
+		return err
+	}
+	device := ""
+	if meta := l.Meta(); meta != nil {
+		device = source
+		if source, err = dataPath(meta); err != nil {
+			return err
+		}
+	}
+	if err := d.conf.Mount(ctx, source, device, m.target); err != nil {
+		return err
+	}
+	super, err := superblock(m.target)
+	if err != nil {
+		return errors.Join(err, unix.Unmount(m.target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
+	}
+	m.settle(super)
+	return nil
+}
+
+func (m *mount) settle(super string) {
+	m.d.mu.Lock()
+	defer m.d.mu.Unlock()
+	m.super = super
+}
+
+// undo gives up a mount that did not come to be.
+func (m *mount) undo() error {
+	m.d.mu.Lock()
+	delete(m.d.mounts, m)
+	m.state = closing
+	m.d.mu.Unlock()
+	if m.guard == nil {
+		return nil
+	}
+	return m.d.release(m.guard, true)
+}
+
+// Target returns the mount point.
+func (m *mount) Target() string { return m.target }
+
+// Done is closed when no superblock holds the layer any more.
+func (m *mount) Done() <-chan struct{} { return m.done }
+
+// Close detaches the mount from its target. Whoever still reads goes on
+// reading; Done says when nobody does.
+func (m *mount) Close(context.Context) error {
+	d := m.d
+	if ok, err := m.closing(); !ok {
+		return err
+	}
+	err := unix.Unmount(m.target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	gone := errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) // unmounted by someone else
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil && !gone {
+		m.state = mounted
+		return fmt.Errorf("unmounting %s: %w", m.target, err)
+	}
+	if d.down {
+		return fmt.Errorf("unmounting %s: %w", m.target, ErrShutdown)
+	}
+	d.owned.Go(m.finish)
+	return nil
+}
+
+// closing claims the mount for Close; false when there is nothing to do.
+func (m *mount) closing() (bool, error) {
+	m.d.mu.Lock()
+	defer m.d.mu.Unlock()
+	switch {
+	case m.state == closing:
+		return false, nil
+	case m.state == released || m.d.down:
+		return false, fmt.Errorf("unmounting %s: %w", m.target, ErrShutdown)
+	}
+	m.state = closing
+	return true, nil
+}
+
+// finish waits for the last reader and lets go.
+func (m *mount) finish() {
+	d := m.d
+	if !d.awaitGone(m.super) {
+		return // a successor finds the mark and the kept writer
+	}
+	if m.guard != nil {
+		if err := d.release(m.guard, true); err != nil {
+			d.trouble("letting go of "+m.target, err)
+		}
+	}
+	d.mu.Lock()
+	delete(d.mounts, m)
+	d.mu.Unlock()
+	close(m.done)
+}
+
+// Release leaves the mount to a successor. It is meant for after Shutdown;
+// before it, events of the layer are still served.
+func (m *mount) Release() error {
+	m.d.mu.Lock()
+	if m.state != mounted {
+		m.d.mu.Unlock()
+		return nil
+	}
+	m.state = released
+	m.d.mu.Unlock()
+	if m.guard == nil {
+		return nil
+	}
+	return m.d.release(m.guard, false)
+}
+
+// awaitGone waits until the superblock is gone; false when Shutdown came first.
+// The kernel tells nobody, so this looks, ever less often.
+func (d *Driver) awaitGone(super string) bool {
+	delay := 2 * time.Millisecond
+	t := time.NewTimer(delay)
+	defer t.Stop()
+	for {
+		_, err := os.Lstat(filepath.Join(sysfsRoot, super))
+		if errors.Is(err, os.ErrNotExist) {
+			return true
+		}
+		t.Reset(delay)
+		select {
+		case <-d.stopping:
+			return false
+		case <-t.C:
+		}
+		delay = min(2*delay, time.Second)
+	}
+}
+
+// sysfsPath is struct fs_sysfs_path of uapi/linux/fs.h.
+type sysfsPath struct {
+	len  uint8
+	name [128]byte
+}
+
+// fsIocGetFSSysfsPath is FS_IOC_GETFSSYSFSPATH: _IOR(0x15, 1, struct
+// fs_sysfs_path), Linux 6.9.
+const fsIocGetFSSysfsPath = 2<<30 | 129<<16 | 0x15<<8 | 1
+
+// superblock returns the name below sysfsRoot of the superblock mounted at
+// target. It opens the root directory only, whose inode is in memory.
+func superblock(target string) (string, error) {
+	dir, err := os.OpenFile(target, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", fmt.Errorf("finding the superblock: %w", err)
+	}
+	defer func() { _ = dir.Close() }()
+	var p sysfsPath
+	var errno unix.Errno
+	err = control(dir, func(fd int) {
+		_, _, errno = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocGetFSSysfsPath, uintptr(unsafe.Pointer(&p)))
+	})
+	if err == nil && errno != 0 {
+		err = errno
+	}
+	if err != nil {
+		return "", fmt.Errorf("finding the superblock at %s: %w", target, err)
+	}
+	name, ok := strings.CutPrefix(string(p.name[:min(int(p.len), len(p.name))]), "erofs/")
+	if !ok {
+		return "", fmt.Errorf("finding the superblock: no EROFS is mounted at %s", target)
+	}
+	return name, nil
+}
+
+// superblocks lists the EROFS superblocks of the machine.
+func superblocks() (map[string]struct{}, error) {
+	entries, err := os.ReadDir(sysfsRoot)
+	if err != nil {
+		return nil, fmt.Errorf("listing superblocks: %w", err)
+	}
+	supers := map[string]struct{}{}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "erofs-") {
+			supers[e.Name()] = struct{}{}
+		}
+	}
+	return supers, nil
+}
