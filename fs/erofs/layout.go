@@ -121,8 +121,7 @@ func (l *Layout) shape() error {
 		p.start = nullBlock
 		switch n.mode & modeType {
 		case modeDir, modeLink:
-			size := l.contentSize(Inode(k))
-			blocks := l.shapeTail(p, size)
+			blocks := l.shapeTail(p, l.contentSize(Inode(k)), n.mode&modeType == modeLink)
 			if blocks > 0 {
 				p.start = uint32(dirBlocks)
 			}
@@ -144,12 +143,12 @@ func (l *Layout) shape() error {
 }
 
 // shapeTail decides where size bytes of a directory or a link go: inline as far
-// as the rule allows that a tail lies in one block with its inode. It returns how
-// many blocks are left.
-func (l *Layout) shapeTail(p *placedInode, size int64) int64 {
+// as the rule allows that a tail lies in one block with its inode, a link whole
+// or not at all. It returns how many blocks are left.
+func (l *Layout) shapeTail(p *placedInode, size int64, whole bool) int64 {
 	tail := size & (l.block - 1)
 	head := int64(p.size()) + int64(p.body)
-	if tail > 0 && head+tail <= l.block {
+	if tail > 0 && head+tail <= l.block && (!whole || tail == size) {
 		p.format |= layoutInline << formatLayoutShift
 		p.tail = uint16(tail)
 		return size / l.block

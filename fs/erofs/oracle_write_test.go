@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -267,7 +268,7 @@ func newEncodeDev(rdev uint64) uint32 {
 }
 
 func checkXattrs(path string, want map[string]string) error {
-	buf := make([]byte, 1<<20)
+	buf := make([]byte, 64<<10) // XATTR_SIZE_MAX and XATTR_LIST_MAX
 	n, err := unix.Llistxattr(path, buf)
 	if err != nil {
 		return err
@@ -288,7 +289,7 @@ func checkXattrs(path string, want map[string]string) error {
 			return fmt.Errorf("xattr %q has %d other bytes", name, n)
 		}
 	}
-	if _, err := unix.Lgetxattr(path, "user.not-there", buf); err != unix.ENODATA {
+	if _, err := unix.Lgetxattr(path, "user.not-there", buf); !errors.Is(err, unix.ENODATA) {
 		return fmt.Errorf("a missing xattr: %w", err)
 	}
 	return nil
