@@ -26,6 +26,8 @@ type Blob interface {
 	// its number in es and exactly its bytes. fn may be called from several
 	// goroutines at once, in any order, and again for the same extent after a
 	// transport error: it must be idempotent. An error from fn ends the read and
-	// is returned as it is. r is valid only during the call.
+	// is returned as it is; only the retry decorator answers a *chunk.CorruptError
+	// from the registry by fetching that extent again. r is valid only during the
+	// call, and fn must not read from a blob meanwhile.
 	ReadExtents(ctx context.Context, es []chunk.Extent, fn func(i int, r io.Reader) error) error
 }
