@@ -1,0 +1,132 @@
+package differ
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
+)
+
+// Convert reads the tar of a layer (plain, gzip or zstd, whatever it is called)
+// from src to its end and writes the native layer blob to dst. The same tar and
+// the same options give the same bytes, on any number of workers.
+//
+// The data waits in unnamed files under cfg.SpoolDir; memory does not grow with
+// it, only with the number of files and chunks. When Convert returns, with or
+// without an error, nothing of it is left and dst may hold part of a blob.
+//
+// An entry that cannot be part of a layer gives an *EntryError, a tar that ends
+// too early an error that wraps ErrTruncated.
+func Convert(ctx context.Context, src io.Reader, dst io.Writer, cfg Config) (Result, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return Result{}, err
+	}
+	in, err := openInput(ctx, src, cfg.Progress)
+	if err != nil {
+		return Result{}, err
+	}
+	defer in.close()
+	st, err := newStore(ctx, cfg)
+	if err != nil {
+		return Result{}, err
+	}
+	res, err := convert(ctx, in, st, dst, cfg)
+	return res, errors.Join(err, st.close())
+}
+
+func convert(ctx context.Context, in *input, st *store, dst io.Writer, cfg Config) (Result, error) {
+	ing := newIngest(st, cfg.Implied)
+	err := ing.run(in)
+	if err == nil {
+		err = in.drain()
+	}
+	if ferr := st.finish(); ferr != nil { // what a reader sees of it is only a consequence
+		err = ferr
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	first := ing.recordsAt(cfg.First)
+	tree, err := ing.b.Tree()
+	if err != nil {
+		return Result{}, fmt.Errorf("building the file tree: %w", err)
+	}
+	p := planData(tree, st, first)
+	layout, err := newLayout(tree, in.rawSum())
+	if err != nil {
+		return Result{}, err
+	}
+	e := newEmitter(cfg, st, p, dst)
+	if err := e.run(ctx, func(w io.Writer) error {
+		_, err := layout.WriteMeta(w, p.size)
+		return err
+	}); err != nil {
+		return Result{}, err
+	}
+	res := e.result()
+	res.TarDiffID, res.TarSize = in.digest(), in.n
+	res.Inodes = tree.Len()
+	res.MetaSize = layout.MetaSize()
+	return res, nil
+}
+
+// newLayout lays out an image of one device. Its identity comes from the tar.
+func newLayout(t *erofs.Tree, tarSum [sha256.Size]byte) (*erofs.Layout, error) {
+	l, err := erofs.NewLayout(t, erofs.WriteOptions{UUID: uuidOf(tarSum), BlockBits: blockBits})
+	if err != nil {
+		return nil, fmt.Errorf("laying out the image: %w", err)
+	}
+	return l, nil
+}
+
+// uuidOf makes a UUID of the kind that is for anyone's own use (RFC 9562,
+// version 8) from the first bits of a digest.
+func uuidOf(sum [sha256.Size]byte) (u [16]byte) {
+	copy(u[:], sum[:])
+	u[6] = u[6]&0x0f | 0x80
+	u[8] = u[8]&0x3f | 0x80
+	return u
+}
+
+// result describes the blob that was written.
+func (e *emitter) result() Result {
+	blob := digest.NewDigest(digest.SHA256, e.blobSum)
+	indexAt := chunk.Extent{Off: e.blobOff - e.indexSize, Len: e.indexSize}
+	mediaType, diffID := chunk.MediaTypeLayer, blob
+	notes := map[string]string{
+		chunk.AnnotationIndexRange:  chunk.FormatRange(indexAt),
+		chunk.AnnotationIndexDigest: e.indexID.String(),
+		chunk.LabelBlobSize:         strconv.FormatInt(e.blobOff, 10),
+		chunk.LabelPinned:           chunk.FormatEnds(e.metaEnd.image, e.metaEnd.blob),
+	}
+	if e.cfg.Form == Zstd {
+		mediaType, diffID = chunk.MediaTypeLayerZstd, digest.NewDigest(digest.SHA256, e.imageSum)
+		notes[chunk.AnnotationUncompressedDigest] = diffID.String()
+		notes[chunk.LabelUncompressedDigest] = diffID.String()
+	}
+	notes[chunk.LabelIndexRange] = notes[chunk.AnnotationIndexRange]
+	notes[chunk.LabelIndexDigest] = notes[chunk.AnnotationIndexDigest]
+	notes[chunk.LabelMediaType] = mediaType
+	if e.firstEnd.blob > 0 {
+		notes[chunk.LabelPrefetch] = chunk.FormatEnds(e.firstEnd.image, e.firstEnd.blob)
+	}
+	return Result{
+		Descriptor: ocispec.Descriptor{
+			MediaType: mediaType, Digest: blob, Size: e.blobOff, Annotations: notes,
+		},
+		DiffID:    diffID,
+		ImageSize: e.imageOff,
+		IndexSize: e.indexSize,
+		SpoolSize: e.st.big.n + e.st.small.n,
+		Chunks:    e.index.Len(),
+	}
+}

@@ -1,0 +1,48 @@
+// Package differ turns layers into EROFS.
+//
+// Convert reads the tar of a layer and writes a native layer blob: the EROFS
+// image of its files, all metadata first, cut into chunks that can be fetched and
+// verified one by one, and the index of those chunks. The Differ is containerd's
+// diff service for snapshots of ours: it puts a layer that is not loaded lazily
+// beside the snapshot as an EROFS image.
+//
+// # Contract
+//
+// The same tar and options give the same bytes on any number of cores. Memory
+// does not grow with the data of a layer, which waits on disk in unnamed files
+// that vanish with the process, only with its number of files. An error leaves
+// nothing behind. Every goroutine ends before the call that started it returns.
+//
+// # What a tar entry means
+//
+// The rules are those of the OCI image spec; where it leaves something open,
+// those of containerd's unpacking (pkg/archive), with these decisions:
+//
+//   - Names: a leading slash is dropped, "./" and ".." are resolved as text, a name
+//     that leaves the root is refused (containerd takes it as a name in the root).
+//     The parents of a name are followed through symbolic links of the same layer,
+//     which cannot lead out of it; a parent that is a file is refused.
+//   - The entry of the root sets the root's attributes (containerd ignores it).
+//     Without it the root has mode 0755 and belongs to root, as have parents that
+//     have no entry (see Config.Implied).
+//   - A later entry replaces an earlier one of the same name; a directory over a
+//     directory replaces only its attributes.
+//   - ".wh.x" becomes a character device 0:0, ".wh..wh..opq" an opaque directory,
+//     other ".wh..wh.*" are dropped. Neither touches entries of its own layer. A
+//     real entry beats a whiteout of its name in any order; if it is a directory it
+//     becomes opaque, since the one below was deleted. A whiteout with data, or
+//     with entries below it, is refused.
+//   - Hard links may come before their target. The link's own header counts for
+//     nothing but the name. A target that never comes is an error.
+//   - Extended attributes come from SCHILY.xattr PAX records. trusted.*, what is
+//     neither user.*, security.* nor an access control list, and user.* of what is
+//     neither file nor directory are dropped, as containerd and the kernel do.
+//   - Times before 1970 are 1970. Global PAX headers are ignored. Any type but file,
+//     directory, link, symbolic link, device and FIFO is refused.
+//   - Zeros in runs of at least 64 KiB become holes in files of at least one chunk.
+//     Sparse members of both kinds are files with holes.
+//
+// # Known deadlocks
+//
+// None: nothing here reads from a mount. SpoolDir must not be on a lazy layer.
+package differ

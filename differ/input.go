@@ -1,0 +1,106 @@
+package differ
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	digest "github.com/opencontainers/go-digest"
+)
+
+// maxWindow bounds what a zstd frame can make the decoder keep: the largest
+// window that the zstd command line reads without being told (--long=27).
+const maxWindow = 128 << 20
+
+// input is a layer's uncompressed tar stream. It counts and digests what goes
+// through it, and ends early when its context does.
+type input struct {
+	ctx      context.Context
+	r        io.Reader
+	close    func()
+	sum      hash.Hash
+	n        int64
+	progress func(int64)
+}
+
+// openInput finds out how src is compressed by its first bytes, because media
+// types are often wrong about it. Call close when done, also after an error.
+func openInput(ctx context.Context, src io.Reader, progress func(int64)) (*input, error) {
+	in := &input{ctx: ctx, sum: sha256.New(), progress: progress, close: func() {}}
+	br := bufio.NewReaderSize(src, 256<<10)
+	magic, err := br.Peek(4)
+	if err != nil && err != io.EOF {
+		return nil, readError("reading layer", err)
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		zr, err := gzip.NewReader(br)
+		if err != nil {
+			return nil, readError("reading gzip layer", err)
+		}
+		in.r = zr
+	case isZstd(magic):
+		zr, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return nil, fmt.Errorf("reading zstd layer: %w", err)
+		}
+		in.r, in.close = zr, zr.Close
+	default:
+		in.r = br
+	}
+	return in, nil
+}
+
+// isZstd reports whether a stream starts with a zstd frame or a skippable one.
+func isZstd(magic []byte) bool {
+	if len(magic) < 4 {
+		return false
+	}
+	return bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
+		magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18})
+}
+
+// Read implements io.Reader.
+func (in *input) Read(p []byte) (int, error) {
+	if err := in.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := in.r.Read(p)
+	in.sum.Write(p[:n])
+	in.n += int64(n)
+	if in.progress != nil && n > 0 {
+		in.progress(in.n)
+	}
+	return n, err
+}
+
+// drain reads what follows the tar's end marker, which counts for the DiffID.
+func (in *input) drain() error {
+	buf := make([]byte, 64<<10)
+	for {
+		_, err := in.Read(buf)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return readError("reading the end of the layer", err)
+		}
+	}
+}
+
+// digest returns the digest of all that was read.
+func (in *input) digest() digest.Digest {
+	return digest.NewDigest(digest.SHA256, in.sum)
+}
+
+// rawSum returns the SHA-256 of all that was read.
+func (in *input) rawSum() (sum [sha256.Size]byte) {
+	in.sum.Sum(sum[:0])
+	return sum
+}

@@ -1,0 +1,160 @@
+package differ
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"runtime/metrics"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// openFiles counts this process' descriptors.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	ents, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	return len(ents)
+}
+
+// tarStream writes a tar of big and small files of random bytes while it is
+// read, so that the test does not hold it.
+func tarStream(big, small int) io.ReadCloser {
+	pr, pw := io.Pipe()
+	go func() {
+		w := tar.NewWriter(pw)
+		r := rand.NewChaCha8([32]byte{1})
+		put := func(name string, size int64) error {
+			if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: size}); err != nil {
+				return err
+			}
+			_, err := io.CopyN(w, r, size)
+			return err
+		}
+		var err error
+		for i := 0; i < big && err == nil; i++ {
+			err = put(fmt.Sprintf("big/%d", i), 8<<20+5)
+		}
+		for i := 0; i < small && err == nil; i++ {
+			err = put(fmt.Sprintf("small/%d", i), 30000)
+		}
+		pw.CloseWithError(errors.Join(err, w.Close()))
+	}()
+	return pr
+}
+
+// TestMemory: 320 MB go through while the heap stays below 48 MB.
+func TestMemory(t *testing.T) {
+	src := tarStream(24, 4000)
+	defer src.Close()
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	var most uint64
+	var calls int
+	res, err := Convert(t.Context(), src, io.Discard, Config{
+		Level: 1, Workers: 4, SpoolDir: t.TempDir(),
+		Progress: func(int64) {
+			if calls++; calls%256 == 0 {
+				metrics.Read(sample)
+				most = max(most, sample[0].Value.Uint64())
+			}
+		},
+	})
+	require.NoError(t, err)
+	require.Greater(t, res.TarSize, int64(300<<20))
+	require.Greater(t, calls, 256)
+	require.Less(t, most, uint64(48<<20))
+}
+
+// TestCancel: at any moment everything ends, and nothing is left in the spool
+// directory or open.
+func TestCancel(t *testing.T) {
+	src := layerTar(t)
+	spool := t.TempDir()
+	before := openFiles(t)
+	for _, at := range []int64{1, 100000, 2000000, int64(len(src)) - 600} {
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := Convert(ctx, bytes.NewReader(src), io.Discard, Config{SpoolDir: spool, Progress: func(n int64) {
+			if n >= at {
+				cancel()
+			}
+		}})
+		cancel()
+		require.ErrorIs(t, err, context.Canceled)
+	}
+	left, err := os.ReadDir(spool)
+	require.NoError(t, err)
+	require.Empty(t, left)
+	require.Equal(t, before, openFiles(t))
+}
+
+// failAfter fails a write after n bytes.
+type failAfter struct {
+	n      int
+	err    error
+	cancel func()
+}
+
+func (w *failAfter) Write(p []byte) (int, error) {
+	if w.n -= len(p); w.n < 0 {
+		if w.cancel != nil {
+			w.cancel()
+			return len(p), nil
+		}
+		return 0, w.err
+	}
+	return len(p), nil
+}
+
+func TestFailingOutput(t *testing.T) {
+	src := layerTar(t)
+	before := openFiles(t)
+	broken := errors.New("broken pipe")
+	for _, n := range []int{0, 5000, 300000} {
+		_, err := Convert(t.Context(), bytes.NewReader(src), &failAfter{n: n, err: broken}, Config{SpoolDir: t.TempDir()})
+		require.ErrorIs(t, err, broken)
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err = Convert(ctx, bytes.NewReader(src), &failAfter{n: n, cancel: cancel}, Config{SpoolDir: t.TempDir()})
+		cancel()
+		require.ErrorIs(t, err, context.Canceled)
+	}
+	require.Equal(t, before, openFiles(t))
+}
+
+func TestFailingInput(t *testing.T) {
+	src := layerTar(t)
+	broken := errors.New("connection reset")
+	for _, n := range []int64{0, 2, 700000} {
+		r := io.MultiReader(io.LimitReader(bytes.NewReader(src), n), errReader{broken})
+		_, err := Convert(t.Context(), r, io.Discard, Config{SpoolDir: t.TempDir()})
+		require.ErrorIs(t, err, broken)
+	}
+}
+
+type errReader struct{ err error }
+
+func (r errReader) Read([]byte) (int, error) { return 0, r.err }
+
+// TestDiskFull: the error names the directory that is too small.
+func TestDiskFull(t *testing.T) {
+	d := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", d, "tmpfs", 0, "size=1m"))
+	defer func() { require.NoError(t, unix.Unmount(d, 0)) }()
+	for _, e := range []ent{file("big", random(1, 4<<20)), file("small", random(2, 200000))} {
+		var ents []ent
+		for i := range 8 {
+			e := e
+			e.Name += fmt.Sprint(i)
+			ents = append(ents, e)
+		}
+		_, err := Convert(t.Context(), bytes.NewReader(mkTar(t, ents...)), io.Discard, Config{SpoolDir: d})
+		require.ErrorIs(t, err, unix.ENOSPC)
+		require.ErrorContains(t, err, "spool file in "+d)
+	}
+}

@@ -1,0 +1,94 @@
+package differ
+
+import (
+	"archive/tar"
+
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
+)
+
+// hardLink is a link whose target was not there yet.
+type hardLink struct {
+	name   string // as the tar has it
+	at     string
+	target string // clean, not resolved
+}
+
+// hardLink enters a second name of a file. Only the name counts: mode, owner and
+// extended attributes are those of the entry that brought the file.
+func (t *ingest) hardLink(hdr *tar.Header, at string) error {
+	target, err := cleanName(hdr.Linkname)
+	if err != nil {
+		return badEntry(hdr.Name, "is a hard link to %q, which is not a path in the layer", hdr.Linkname)
+	}
+	real, err := t.resolve(target, false)
+	if err != nil {
+		return err
+	}
+	i, ok := t.b.Lookup(real)
+	if ok && real == at {
+		return nil // a link to itself, which GNU tar writes for repeated members
+	}
+	t.fresh = false
+	if ok {
+		return t.link(hdr.Name, at, i)
+	}
+	if _, ok := t.b.Lookup(at); ok { // what was here goes, as with any later entry
+		if err := t.b.Remove(at); err != nil {
+			return wrapEntry(hdr.Name, err)
+		}
+	}
+	t.links = append(t.links, hardLink{name: hdr.Name, at: at, target: target})
+	return nil
+}
+
+func (t *ingest) link(name, at string, to erofs.Inode) error {
+	if isDir(t.b.Attr(to)) {
+		return badEntry(name, "is a hard link to a directory")
+	}
+	if err := t.b.Link(at, to); err != nil {
+		return wrapEntry(name, err)
+	}
+	return nil
+}
+
+// finishLinks makes the links whose targets came later, which may be links that
+// waited too. A file that came later at a link's own path stays.
+func (t *ingest) finishLinks() error {
+	waiting := make(map[string][]hardLink) // by what their target resolves to
+	for _, l := range t.links {
+		if err := t.finishLink(l, waiting); err != nil {
+			return err
+		}
+	}
+	for _, l := range t.links {
+		if _, ok := t.b.Lookup(l.at); !ok {
+			return badEntry(l.name, "is a hard link to %q, which is not in the layer", l.target)
+		}
+	}
+	return nil
+}
+
+// finishLink makes l if its target exists, and then those that waited for l.
+func (t *ingest) finishLink(l hardLink, waiting map[string][]hardLink) error {
+	for ready := []hardLink{l}; len(ready) > 0; {
+		l, ready = ready[len(ready)-1], ready[:len(ready)-1]
+		if _, ok := t.b.Lookup(l.at); ok {
+			continue
+		}
+		real, err := t.resolve(l.target, false)
+		if err != nil {
+			return err
+		}
+		i, ok := t.b.Lookup(real)
+		if !ok {
+			waiting[real] = append(waiting[real], l)
+			continue
+		}
+		if err := t.link(l.name, l.at, i); err != nil {
+			return err
+		}
+		ready = append(ready, waiting[l.at]...)
+		delete(waiting, l.at)
+	}
+	return nil
+}

@@ -1,0 +1,166 @@
+package differ
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+)
+
+// record says where the data of one regular file waits for the second pass. A
+// big file, of at least one chunk, is already in chunks of its own; a small one
+// is a run of the spool of small files.
+type record struct {
+	size  int64
+	off   int64 // small: in the spool of small files
+	run   int   // big: its runs and its frames begin here
+	runs  int
+	frame int
+	nfr   int
+	big   bool
+}
+
+// frame is the stored form of one chunk of a big file.
+type frame struct {
+	off    int64 // in the spool of frames
+	stored int
+	data   int // image data, padded to the block size
+	sum    [sha256.Size]byte
+}
+
+// store takes the data of all files in the first pass. It keeps nothing of it in
+// memory: 48 bytes for a chunk and 64 for a file.
+type store struct {
+	cfg     Config
+	small   *spool
+	big     *spool
+	pool    *pool
+	cur     *job // chunk that is being filled
+	records []record
+	runs    []run
+	frames  []frame // written by the pool until finish
+	cut     int     // frames submitted
+	buf     []byte
+}
+
+func newStore(ctx context.Context, cfg Config) (*store, error) {
+	small, err := newSpool(cfg.SpoolDir)
+	if err != nil {
+		return nil, err
+	}
+	big, err := newSpool(cfg.SpoolDir)
+	if err != nil {
+		return nil, errors.Join(err, small.Close())
+	}
+	s := &store{cfg: cfg, small: small, big: big, buf: make([]byte, scanLen)}
+	s.pool = newPool(ctx, cfg, s.encode, s.keep)
+	return s, nil
+}
+
+// put takes the size bytes of a file from r and returns the number of its
+// record. size is not 0.
+func (s *store) put(r io.Reader, size int64) (int, error) {
+	rec := record{size: size, big: size >= s.cfg.ChunkSize}
+	var err error
+	if rec.big {
+		err = s.putBig(&rec, r)
+	} else {
+		rec.off = s.small.n
+		err = s.putSmall(r, size)
+	}
+	s.records = append(s.records, rec)
+	return len(s.records) - 1, err
+}
+
+func (s *store) putSmall(r io.Reader, size int64) error {
+	for size > 0 {
+		p := s.buf[:min(int64(len(s.buf)), size)]
+		if _, err := io.ReadFull(r, p); err != nil {
+			return fileReadError(err)
+		}
+		if _, err := s.small.Write(p); err != nil {
+			return err
+		}
+		size -= int64(len(p))
+	}
+	return nil
+}
+
+// putBig cuts what a file stores into chunks. The cuts depend on nothing but the
+// file, so that the same file gives the same chunks in every image.
+func (s *store) putBig(rec *record, r io.Reader) error {
+	rec.run, rec.frame = len(s.runs), s.cut
+	var err error
+	if s.runs, err = scanRuns(r, rec.size, s.buf, s.runs, s.fill); err != nil {
+		return err
+	}
+	if err := s.cutTail(); err != nil {
+		return err
+	}
+	rec.runs, rec.nfr = len(s.runs)-rec.run, s.cut-rec.frame
+	return nil
+}
+
+func (s *store) fill(p []byte) error {
+	for len(p) > 0 {
+		if s.cur == nil {
+			j, err := s.pool.get()
+			if err != nil {
+				return err
+			}
+			s.cur = j
+		}
+		n := min(len(p), int(s.cfg.ChunkSize)-len(s.cur.data))
+		s.cur.data = append(s.cur.data, p[:n]...)
+		p = p[n:]
+		if len(s.cur.data) == int(s.cfg.ChunkSize) {
+			s.submit()
+		}
+	}
+	return nil
+}
+
+// cutTail ends the last chunk of a file, padded to the block size.
+func (s *store) cutTail() error {
+	if s.cur == nil {
+		return nil
+	}
+	pad := int(alignUp(int64(len(s.cur.data)))) - len(s.cur.data)
+	s.cur.data = append(s.cur.data, zeros[:pad]...)
+	s.submit()
+	return nil
+}
+
+func (s *store) submit() {
+	s.pool.submit(s.cur)
+	s.cur = nil
+	s.cut++
+}
+
+// encode runs on the pool's workers.
+func (s *store) encode(c *codec, j *job) error {
+	j.store = c.encode(j.store[:0], j.data)
+	j.sum = sha256.Sum256(j.store)
+	return nil
+}
+
+// keep runs on the pool's sink.
+func (s *store) keep(j *job) error {
+	s.frames = append(s.frames, frame{off: s.big.n, stored: len(j.store), data: len(j.data), sum: j.sum})
+	_, err := s.big.Write(j.store)
+	return err
+}
+
+// finish ends the first pass and makes the spools readable. It must be called
+// exactly once, also after an error, and returns the pool's error first.
+func (s *store) finish() error {
+	if err := s.pool.wait(); err != nil {
+		return err
+	}
+	if err := s.small.flush(); err != nil {
+		return err
+	}
+	return s.big.flush()
+}
+
+func (s *store) close() error { return errors.Join(s.small.Close(), s.big.Close()) }

@@ -1,0 +1,117 @@
+package differ
+
+import (
+	"archive/tar"
+	"strings"
+
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
+)
+
+// Names that mean something in the tar of a layer (OCI image spec, layer.md).
+const (
+	whiteoutPrefix = ".wh."
+	aufsPrefix     = ".wh..wh." // AUFS' own bookkeeping
+	opaqueName     = ".wh..wh..opq"
+)
+
+// How overlayfs says the same (Documentation/filesystems/overlayfs.rst). An
+// empty origin makes it look for whiteouts when it lists a directory that is
+// in one layer only.
+const (
+	xattrOpaque = "trusted.overlay.opaque"
+	xattrOrigin = "trusted.overlay.origin"
+)
+
+type entryKind uint8
+
+const (
+	plain entryKind = iota
+	whiteout
+	opaque
+	dropped
+)
+
+// classify tells markers from files by the clean path of an entry.
+func classify(hdr *tar.Header, p string) (entryKind, error) {
+	if !strings.Contains(p, whiteoutPrefix) {
+		return plain, nil
+	}
+	dir, base := splitPath(p)
+	for dir != "" {
+		var comp string
+		comp, dir, _ = strings.Cut(dir, "/")
+		if strings.HasPrefix(comp, aufsPrefix) {
+			return dropped, nil
+		}
+		if strings.HasPrefix(comp, whiteoutPrefix) {
+			return plain, badEntry(hdr.Name, "lies in %q, which is a whiteout", comp)
+		}
+	}
+	switch {
+	case base == opaqueName:
+		return opaque, nil
+	case strings.HasPrefix(base, aufsPrefix):
+		return dropped, nil
+	case !strings.HasPrefix(base, whiteoutPrefix):
+		return plain, nil
+	}
+	if hdr.Size != 0 {
+		return plain, badEntry(hdr.Name, "is a whiteout with %d bytes of data", hdr.Size)
+	}
+	if name := base[len(whiteoutPrefix):]; name == "" || name == "." || name == ".." {
+		return plain, badEntry(hdr.Name, "is a whiteout of %q", name)
+	}
+	return whiteout, nil
+}
+
+// marks collects whiteouts and opaque directories. They are about the layers
+// below and never about other entries of their own layer, whatever the order,
+// so they are applied when all entries are known.
+type marks struct {
+	whiteouts []string
+	opaques   []string
+}
+
+func (m *marks) whiteout(p string) { m.whiteouts = append(m.whiteouts, p) }
+func (m *marks) opaque(dir string) { m.opaques = append(m.opaques, dir) }
+
+// apply makes overlayfs' marks. A real entry beats a whiteout of its name; a real
+// directory then hides the one below, which overlayfs calls opaque. A mark in a
+// directory that another entry replaced is void.
+func (m *marks) apply(b *erofs.Builder) error {
+	for _, p := range m.whiteouts {
+		if err := m.applyWhiteout(b, p); err != nil {
+			return wrapEntry(p, err)
+		}
+	}
+	for _, dir := range m.opaques {
+		if i, ok := b.Lookup(dir); ok && isDir(b.Attr(i)) {
+			if err := b.SetXattr(i, xattrOpaque, []byte("y")); err != nil {
+				return wrapEntry(dir, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (m *marks) applyWhiteout(b *erofs.Builder, p string) error {
+	dir, _ := splitPath(p)
+	up, ok := b.Lookup(dir)
+	if !ok || !isDir(b.Attr(up)) {
+		return nil
+	}
+	i, ok := b.Lookup(p)
+	if !ok {
+		if _, err := b.Put(p, erofs.Attr{Mode: modeChar}); err != nil {
+			return err
+		}
+		return b.SetXattr(up, xattrOrigin, nil)
+	}
+	switch a := b.Attr(i); {
+	case isDir(a):
+		return b.SetXattr(i, xattrOpaque, []byte("y"))
+	case a.Mode&modeType == modeChar && a.Rdev == 0:
+		return b.SetXattr(up, xattrOrigin, nil)
+	}
+	return nil
+}
