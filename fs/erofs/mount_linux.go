@@ -1,0 +1,325 @@
+package erofs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/kernel"
+)
+
+// maxOption is the longest value of an fsconfig(2) string.
+const maxOption = 255
+
+// ErrNeedsBlockDevice says that the kernel mounts EROFS from block devices
+// only, or not from a file on this file system. It comes with
+// kernel.ErrNotSupported and ENOTBLK.
+var ErrNeedsBlockDevice = errors.New("the kernel does not mount EROFS from a file here; " +
+	"Linux 6.12 or newer and a cache directory on ext4, xfs or btrfs are needed")
+
+// MountConfig says what to mount where.
+type MountConfig struct {
+	// Source is the image: a path, or /proc/self/fd/N. mountinfo shows it.
+	Source string
+	// Devices are the files of the device table's slots, in slot order. The
+	// kernel checks neither tag nor length of a device: the caller must have.
+	Devices []string
+	// Target is an existing directory.
+	Target string
+	// DirectIO makes the kernel read data with O_DIRECT, so that it is cached
+	// once, in the mount, and not in the data file's page cache too.
+	DirectIO bool
+	// ReadAheadKB is the read-ahead of the mount in KiB; 0 leaves the kernel's.
+	ReadAheadKB int
+	// Suid and Dev make set-user-ID bits and device nodes work in this mount.
+	// Neither is needed below an overlay or for a bind mount that sets its own
+	// flags: there the flags of the upper mount count.
+	Suid, Dev bool
+}
+
+// MountInfo describes a mount.
+type MountInfo struct {
+	// Target is the absolute mount point.
+	Target string
+	// Superblock is the name below /sys/fs/erofs and /sys/class/bdi.
+	Superblock string
+}
+
+// Mount mounts an image read-only. An error carries the errno and what the
+// kernel wrote about it; ErrNeedsBlockDevice where files cannot be mounted.
+//
+// The calls cannot be interrupted: ctx is looked at between them. Creating the
+// superblock reads metadata, and from Linux 7.1 on that raises pre-content
+// events on a marked source: whoever answers them must already be at work.
+func Mount(ctx context.Context, cfg MountConfig) (info MountInfo, err error) {
+	if info.Target, err = filepath.Abs(cfg.Target); err != nil {
+		return info, err
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("mounting %s on %s: %w", cfg.Source, cfg.Target, err)
+		}
+	}()
+	mount, name, err := detachedNamed(ctx, cfg)
+	if errors.Is(err, unix.ENOTBLK) {
+		return info, fmt.Errorf("%w (%w): %w", err, kernel.ErrNotSupported, ErrNeedsBlockDevice)
+	}
+	if err != nil {
+		return info, err
+	}
+	defer mount.Close()
+	info.Superblock = name
+	if cfg.ReadAheadKB > 0 {
+		if err := setReadAhead(info.Superblock, cfg.ReadAheadKB); err != nil {
+			return info, err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return info, err
+	}
+	if err := unix.MoveMount(int(mount.Fd()), "", unix.AT_FDCWD, info.Target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return info, fmt.Errorf("attaching the mount: %w", err)
+	}
+	return info, nil
+}
+
+// naming lets one mount at a time look for its own superblock by comparing
+// what was there before and after.
+var naming sync.Mutex
+
+// detachedNamed is detached with the superblock's name.
+func detachedNamed(ctx context.Context, cfg MountConfig) (*os.File, string, error) {
+	mount, err := detached(ctx, cfg)
+	if err != nil {
+		return nil, "", err
+	}
+	name, err := superblockName(int(mount.Fd()), ".")
+	if err == nil {
+		return mount, name, nil
+	}
+	mount.Close()
+	if !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, "", err
+	}
+	return detachedByList(ctx, cfg)
+}
+
+// detachedByList is for kernels without the ioctl. Other processes that mount
+// at the same moment make it try again.
+func detachedByList(ctx context.Context, cfg MountConfig) (*os.File, string, error) {
+	naming.Lock()
+	defer naming.Unlock()
+	for {
+		before := superblocks()
+		mount, err := detached(ctx, cfg)
+		if err != nil {
+			return nil, "", err
+		}
+		name, err := onlyNew(before, superblocks())
+		if err == nil {
+			return mount, name, nil
+		}
+		mount.Close()
+		if !errors.Is(err, unix.EAGAIN) {
+			return nil, "", err
+		}
+	}
+}
+
+// detached makes the superblock and a mount of it that is attached nowhere.
+func detached(ctx context.Context, cfg MountConfig) (*os.File, error) {
+	fsc, err := kernel.OpenFS("erofs")
+	if err != nil {
+		return nil, err
+	}
+	defer fsc.Close()
+	for i, path := range append([]string{cfg.Source}, cfg.Devices...) {
+		key := "device"
+		if i == 0 {
+			key = "source"
+		}
+		opt, held, err := optionPath(path)
+		if err != nil {
+			return nil, err
+		}
+		if held != nil {
+			defer held.Close() // looked up when the superblock is made
+		}
+		if err := fsc.SetString(key, opt); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.DirectIO {
+		if err := fsc.SetFlag("directio"); err != nil {
+			return nil, err
+		}
+	}
+	if err := fsc.SetFlag("ro"); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := fsc.Create(); err != nil {
+		return nil, err
+	}
+	attrs := unix.MOUNT_ATTR_RDONLY
+	if !cfg.Suid {
+		attrs |= unix.MOUNT_ATTR_NOSUID
+	}
+	if !cfg.Dev {
+		attrs |= unix.MOUNT_ATTR_NODEV
+	}
+	return fsc.Mount(attrs)
+}
+
+// optionPath makes path fit for an option: absolute, and where that is too
+// long, by way of an O_PATH descriptor that must stay open until the
+// superblock is there.
+func optionPath(path string) (string, *os.File, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", nil, err
+	}
+	if len(abs) <= maxOption {
+		return abs, nil, nil
+	}
+	fd, err := unix.Open(abs, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", nil, fmt.Errorf("opening %s: %w", path, err)
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", fd), os.NewFile(uintptr(fd), abs), nil
+}
+
+// Unmount detaches the mount at target: EBUSY while files in it are open,
+// EINVAL where nothing is mounted. The superblock may live on, see
+// SuperblockAlive.
+func Unmount(target string) error {
+	if err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW); err != nil {
+		return fmt.Errorf("unmounting %s: %w", target, err)
+	}
+	return nil
+}
+
+// SetReadAhead sets the read-ahead of the EROFS mounted at target, in KiB.
+func SetReadAhead(target string, kb int) error {
+	name, err := SuperblockOf(target)
+	if err != nil {
+		return err
+	}
+	return setReadAhead(name, kb)
+}
+
+func setReadAhead(superblock string, kb int) error {
+	path := filepath.Join("/sys/class/bdi", superblock, "read_ahead_kb")
+	if err := os.WriteFile(path, []byte(strconv.Itoa(kb)), 0); err != nil {
+		return fmt.Errorf("setting the read-ahead of %s: %w", superblock, err)
+	}
+	return nil
+}
+
+const sysfsEROFS = "/sys/fs/erofs"
+
+// SuperblockOf returns the name of the superblock mounted at target, such as
+// "erofs-7". Kernels that cannot tell (EROFS answers FS_IOC_GETFSSYSFSPATH
+// only in newer ones) give ENOTTY: keep the name that Mount returned.
+func SuperblockOf(target string) (string, error) {
+	return superblockName(unix.AT_FDCWD, target)
+}
+
+// SuperblockAlive reports whether a superblock of that name exists. An overlay
+// keeps its layers' superblocks alive after they are unmounted; while one
+// lives, its data file may not be punched or reused. Names are never reused
+// before a reboot.
+func SuperblockAlive(name string) bool {
+	if !isSuperblockName(name) {
+		return false
+	}
+	_, err := os.Stat(filepath.Join(sysfsEROFS, name))
+	return !errors.Is(err, os.ErrNotExist)
+}
+
+// isSuperblockName keeps "features" and path elements out.
+func isSuperblockName(name string) bool {
+	digits, ok := strings.CutPrefix(name, "erofs-")
+	_, err := strconv.ParseUint(digits, 10, 64)
+	return ok && err == nil
+}
+
+// fsSysfsPath is struct fs_sysfs_path of FS_IOC_GETFSSYSFSPATH (uapi/linux/fs.h).
+type fsSysfsPath struct {
+	Len  uint8
+	Name [128]byte
+}
+
+// fsIocGetFsSysfsPath is _IOR(0x15, 1, struct fs_sysfs_path).
+const fsIocGetFsSysfsPath = 2<<30 | unsafe.Sizeof(fsSysfsPath{})<<16 | 0x15<<8 | 1
+
+// superblockName asks the root directory at name, relative to dir. It reads no
+// file data, so it is safe on a mount that this process serves.
+func superblockName(dir int, name string) (string, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("opening %s: %w", name, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return "", fmt.Errorf("statfs %s: %w", name, err)
+	}
+	if uint32(st.Type) != superMagic {
+		return "", fmt.Errorf("%s is not on EROFS: %w", name, unix.EINVAL)
+	}
+	var p fsSysfsPath
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocGetFsSysfsPath, uintptr(unsafe.Pointer(&p))); e != 0 {
+		return "", fmt.Errorf("asking for the superblock's name of %s: %w", name, e)
+	}
+	path := string(p.Name[:min(int(p.Len), len(p.Name))])
+	sb, ok := strings.CutPrefix(path, "erofs/")
+	if !ok {
+		return "", fmt.Errorf("the kernel names the superblock of %s %q", name, path)
+	}
+	return sb, nil
+}
+
+// superblocks lists the EROFS superblocks there are.
+func superblocks() map[string]bool {
+	entries, err := os.ReadDir(sysfsEROFS)
+	if err != nil {
+		return nil // no EROFS yet: the module is loaded by the mount
+	}
+	all := map[string]bool{}
+	for _, e := range entries {
+		if isSuperblockName(e.Name()) {
+			all[e.Name()] = true
+		}
+	}
+	return all
+}
+
+// onlyNew finds the superblock that a mount made, for kernels without the
+// ioctl. It fails, rather than guesses, when others mounted meanwhile.
+func onlyNew(before, after map[string]bool) (string, error) {
+	var name string
+	for n := range after {
+		if before[n] {
+			continue
+		}
+		if name != "" {
+			return "", fmt.Errorf("several EROFS mounts were made at once (%s, %s): %w", name, n, unix.EAGAIN)
+		}
+		name = n
+	}
+	if name == "" {
+		return "", fmt.Errorf("the new superblock is not in %s: %w", sysfsEROFS, os.ErrNotExist)
+	}
+	return name, nil
+}

@@ -1,0 +1,65 @@
+package snapshot
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"testing"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
+	_ "github.com/containerd/containerd/v2/pkg/testutil" // -test.root
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// serve puts s behind a socket, as containerd sees it.
+func serve(sock string, s snapshots.Snapshotter) (snapshots.Snapshotter, func() error, error) {
+	l, err := net.Listen("unix", sock)
+	if err != nil {
+		return nil, nil, err
+	}
+	server := grpc.NewServer()
+	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	conn, err := grpc.NewClient("unix://"+sock, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, nil, err
+	}
+	stop := func() error {
+		if err := conn.Close(); err != nil {
+			return err
+		}
+		server.Stop()
+		return <-done
+	}
+	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "lazyerofs"), stop, nil
+}
+
+// The suite runs as "erofs": the name tells it which overlayfs limits to allow for.
+func TestSuite(t *testing.T) {
+	files := newFakeFS(t)
+	testsuite.SnapshotterSuite(t, "erofs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+		s, err := New(filepath.Join(root, "r"), files, Config{})
+		if err != nil {
+			return nil, nil, err
+		}
+		p, stop, err := serve(filepath.Join(root, "sock"), s)
+		if err != nil {
+			return nil, nil, err
+		}
+		return p, func() error {
+			err := s.Cleanup(context.Background())
+			require.NoError(t, err)
+			if err := stop(); err != nil {
+				return err
+			}
+			return s.Close()
+		}, nil
+	})
+}
