@@ -3,6 +3,7 @@ package layer
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"sync"
 
@@ -94,20 +95,28 @@ func (e *Early) ReadExtents(ctx context.Context, es []chunk.Extent, fn func(i in
 			return e.Blob.ReadExtents(ctx, es[n:], func(i int, r io.Reader) error { return fn(n+i, r) })
 		})
 	}
-	g.Go(func() error {
-		data, err := e.held(ctx)
+	g.Go(func() error { return e.fromMemory(ctx, es[:n], fn) })
+	return g.Wait()
+}
+
+// fromMemory serves extents from what was read early. From the first one that
+// is missing or corrupt on, the Blob is asked again: it may know another host.
+func (e *Early) fromMemory(ctx context.Context, es []chunk.Extent, fn func(i int, r io.Reader) error) error {
+	data, err := e.held(ctx)
+	if err != nil {
+		return err
+	}
+	for i, x := range es {
+		if data != nil {
+			err = fn(i, bytes.NewReader(data[x.Off:x.End()]))
+		}
+		var ce *chunk.CorruptError
+		if data == nil || errors.As(err, &ce) {
+			return e.Blob.ReadExtents(ctx, es[i:], func(k int, r io.Reader) error { return fn(i+k, r) })
+		}
 		if err != nil {
 			return err
 		}
-		if data == nil {
-			return e.Blob.ReadExtents(ctx, es[:n], fn)
-		}
-		for i, x := range es[:n] {
-			if err := fn(i, bytes.NewReader(data[x.Off:x.End()])); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return g.Wait()
+	}
+	return nil
 }

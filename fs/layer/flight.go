@@ -5,9 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
 )
@@ -20,6 +19,16 @@ type call struct {
 	batch *batch
 	// waiters counts who waits for this chunk; guarded by Layer.mu.
 	waiters int
+}
+
+// isDone reports whether the outcome is known.
+func (c *call) isDone() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // batch is what one ReadExtents fetches: ascending chunks.
@@ -124,10 +133,8 @@ func (l *Layer) leave(calls []*call, gaveUp bool) {
 func (l *Layer) finish(c *call, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	select {
-	case <-c.done:
+	if c.isDone() {
 		return
-	default:
 	}
 	c.err = err
 	if l.calls[c.chunk] == c {
@@ -137,58 +144,90 @@ func (l *Layer) finish(c *call, err error) {
 }
 
 // run fetches a batch, verifies and stores each chunk as soon as its bytes are
-// there, and reports it.
+// there, and reports it. A chunk that stays corrupt, after what the registry
+// client tried about it, is reported and the rest is asked for again without it.
 func (l *Layer) run(b *batch) {
 	defer b.cancel()
-	es := make([]chunk.Extent, len(b.calls))
-	for i, c := range b.calls {
-		es[i] = l.plan.Data.At(c.chunk).Blob
-	}
-	var work errgroup.Group
-	err := l.blob.ReadExtents(b.ctx, es, func(i int, r io.Reader) error {
-		stored := l.buffer(es[i].Len)
-		if _, err := io.ReadFull(r, *stored); err != nil {
-			l.recycle(stored)
-			return fmt.Errorf("reading stored bytes [%d, %d): %w", es[i].Off, es[i].End(), err)
+	left := b.calls
+	for len(left) > 0 {
+		bad, err := l.read(b, left)
+		if err == nil {
+			err = errors.New("the registry client left out a range")
+		} else if l.ctx.Err() != nil {
+			err = ErrClosed
 		}
-		select {
-		case l.slots <- struct{}{}:
-		case <-b.ctx.Done():
-			l.recycle(stored)
-			return b.ctx.Err()
+		var rest []*call
+		for _, c := range left {
+			if bad[c.chunk] != nil {
+				l.finish(c, bad[c.chunk])
+			} else if !c.isDone() {
+				rest = append(rest, c)
+			}
 		}
-		work.Go(func() error {
-			l.finish(b.calls[i], l.store(b.calls[i].chunk, *stored))
-			<-l.slots
-			l.recycle(stored)
-			return nil
-		})
-		return nil
-	})
-	_ = work.Wait() // outcomes are in the calls
-	if err == nil {
-		err = errors.New("the registry client left out a range")
-	} else if l.ctx.Err() != nil {
-		err = ErrClosed
+		if len(rest) < len(left) && len(bad) > 0 {
+			left = rest
+			continue
+		}
+		for _, c := range rest {
+			l.finish(c, fmt.Errorf("fetching chunk %d of layer %s: %w", c.chunk, l.id, err))
+		}
+		break
 	}
-	for _, c := range b.calls {
-		l.finish(c, fmt.Errorf("fetching chunk %d of layer %s: %w", c.chunk, l.id, err))
-	}
-	l.report(b, es)
+	l.report(b)
 }
 
-// store verifies the stored bytes of chunk i and puts its image data into the
-// data file.
-func (l *Layer) store(i int, stored []byte) error {
-	c := l.plan.Data.At(i)
-	data := l.buffer(c.Data.Len + decodeSlack)
-	defer l.recycle(data)
-	decoded, err := l.plan.Decode((*data)[:0], stored, c)
-	if err != nil {
+// read asks the registry client once for calls and finishes those that arrive.
+// It returns the verdict on chunks that are corrupt, by number.
+func (l *Layer) read(b *batch, calls []*call) (map[int]error, error) {
+	es := make([]chunk.Extent, len(calls))
+	for i, c := range calls {
+		es[i] = l.plan.Data.At(c.chunk).Blob
+	}
+	var mu sync.Mutex
+	bad := map[int]error{}
+	err := l.blob.ReadExtents(b.ctx, es, func(i int, r io.Reader) error {
+		c := calls[i]
+		err := l.take(b.ctx, c.chunk, r)
 		var ce *chunk.CorruptError
 		if errors.As(err, &ce) {
 			l.stats.corrupt.Add(1)
+			mu.Lock()
+			defer mu.Unlock()
+			bad[c.chunk] = err
+			return err
 		}
+		if err == nil {
+			l.finish(c, nil)
+		}
+		return err
+	})
+	for _, c := range calls {
+		if c.isDone() { // it was corrupt, and then it was not
+			delete(bad, c.chunk)
+		}
+	}
+	return bad, err
+}
+
+// take reads the stored bytes of chunk i from r, verifies them and puts their
+// image data into the data file.
+func (l *Layer) take(ctx context.Context, i int, r io.Reader) error {
+	c := l.plan.Data.At(i)
+	stored := l.buffer(c.Blob.Len)
+	defer l.recycle(stored)
+	if _, err := io.ReadFull(r, *stored); err != nil {
+		return fmt.Errorf("reading stored bytes [%d, %d): %w", c.Blob.Off, c.Blob.End(), err)
+	}
+	select {
+	case l.slots <- struct{}{}:
+		defer func() { <-l.slots }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	data := l.buffer(c.Data.Len + decodeSlack)
+	defer l.recycle(data)
+	decoded, err := l.plan.Decode((*data)[:0], *stored, c)
+	if err != nil {
 		return fmt.Errorf("decoding chunk %d of layer %s: %w", i, l.id, err)
 	}
 	return l.file.WriteChunk(i, decoded)

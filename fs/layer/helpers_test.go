@@ -3,6 +3,7 @@ package layer
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"sync"
@@ -87,7 +88,7 @@ func (r *rig) read(l *Layer, off, n int64) {
 	r.t.Helper()
 	p := make([]byte, n)
 	got, err := l.ReadAt(context.Background(), p, off)
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		require.NoError(r.t, err)
 	}
 	require.True(r.t, bytes.Equal(r.image[off:off+int64(got)], p[:got]), "[%d, +%d) is wrong", off, n)

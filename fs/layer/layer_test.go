@@ -89,7 +89,7 @@ func TestConcurrentReaders(t *testing.T) {
 				off := rnd.Int64N(int64(len(r.image)))
 				p := make([]byte, 1+rnd.IntN(3*testChunk))
 				n, err := l.ReadAt(context.Background(), p, off)
-				if err != nil && err != io.EOF {
+				if err != nil && !errors.Is(err, io.EOF) {
 					t.Errorf("reading at %d: %v", off, err)
 				}
 				if !bytes.Equal(p[:n], r.image[off:off+int64(n)]) {
@@ -160,6 +160,67 @@ func TestCorruptChunk(t *testing.T) {
 	r.read(l, 3*testChunk, testChunk)
 	require.Equal(t, 8, r.checkResident(l))
 	<-l.Complete()
+}
+
+// oneByOne hands out extents in order and stops at the first error, as a single
+// stream does.
+type oneByOne struct{ *formattest.Blob }
+
+func (o oneByOne) ReadExtents(ctx context.Context, es []chunk.Extent, fn func(int, io.Reader) error) error {
+	for i := range es {
+		err := o.Blob.ReadExtents(ctx, es[i:i+1], func(_ int, r io.Reader) error { return fn(i, r) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestCorruptChunkSparesItsNeighbours: also those that come after it in the same
+// stream.
+func TestCorruptChunkSparesItsNeighbours(t *testing.T) {
+	r := newRig(t, 8*testChunk)
+	r.conf.Blob = oneByOne{r.blob}
+	r.blob.Mangle = func(e chunk.Extent, data []byte) []byte {
+		if e == r.plan.Data.At(2).Blob || e == r.plan.Data.At(5).Blob {
+			data[0] ^= 1
+		}
+		return data
+	}
+	l := r.open()
+	var ce *chunk.CorruptError
+	require.ErrorAs(t, l.Warm(t.Context(), []chunk.Extent{{Len: 8 * testChunk}}), &ce)
+	r.read(l, 6*testChunk, 2*testChunk) // joins the batch where it still runs
+	require.Equal(t, 6, r.checkResident(l))
+	require.EqualValues(t, 2, l.Stats().Corrupt)
+}
+
+// secondTime asks for a corrupt extent once more, as remote.Retry does.
+type secondTime struct{ *formattest.Blob }
+
+func (s secondTime) ReadExtents(ctx context.Context, es []chunk.Extent, fn func(int, io.Reader) error) error {
+	var ce *chunk.CorruptError
+	err := oneByOne(s).ReadExtents(ctx, es, fn)
+	if errors.As(err, &ce) {
+		return oneByOne(s).ReadExtents(ctx, es, fn)
+	}
+	return err
+}
+
+// TestCorruptOnce: bytes that are right when asked for again fail nobody.
+func TestCorruptOnce(t *testing.T) {
+	r := newRig(t, 8*testChunk)
+	r.conf.Blob = secondTime{r.blob}
+	var once sync.Once
+	r.blob.Mangle = func(e chunk.Extent, data []byte) []byte {
+		if e == r.plan.Data.At(2).Blob {
+			once.Do(func() { data[0] ^= 1 })
+		}
+		return data
+	}
+	l := r.open()
+	r.read(l, 0, 4*testChunk)
+	require.EqualValues(t, 1, l.Stats().Corrupt)
 }
 
 // TestShortBody: a registry client that delivers fewer bytes than it says.

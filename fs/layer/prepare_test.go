@@ -226,6 +226,28 @@ func TestEarlyIsOnlyAHint(t *testing.T) {
 	r.read(r.open(), 0, 2*testChunk)
 }
 
+// TestEarlyCorrupt: bytes that were corrupt when they were read early are asked
+// for again.
+func TestEarlyCorrupt(t *testing.T) {
+	r := newRig(t, 16*testChunk)
+	end := r.plan.Data.At(3).Blob.End()
+	r.desc.Annotations[chunk.LabelPinned] = chunk.FormatEnds(4*testChunk, end)
+	r.blob.Mangle = func(e chunk.Extent, data []byte) []byte {
+		if e.Len == end {
+			data[r.plan.Data.At(2).Blob.Off] ^= 1
+		}
+		return data
+	}
+	e := StartEarly(t.Context(), r.blob, r.desc)
+	defer e.Release()
+	r.conf.Blob = e
+	l := r.open()
+	before := r.blob.Requests()
+	r.read(l, 0, 4*testChunk)
+	require.EqualValues(t, 1, l.Stats().Corrupt)
+	require.LessOrEqual(t, r.blob.Requests()-before, int64(2))
+}
+
 // TestEarlyGivesUp: a waiter's context and Release both end the wait.
 func TestEarlyGivesUp(t *testing.T) {
 	r := newRig(t, 16*testChunk)

@@ -85,10 +85,10 @@ func (l *Layer) Stats() Stats {
 }
 
 // report counts a batch that ended and tells the trace hook.
-func (l *Layer) report(b *batch, es []chunk.Extent) {
-	e := Event{Layer: l.id, Kind: b.kind, When: b.begun, Duration: time.Since(b.begun), Chunks: len(es)}
-	for i, c := range b.calls {
-		e.Bytes += es[i].Len
+func (l *Layer) report(b *batch) {
+	e := Event{Layer: l.id, Kind: b.kind, When: b.begun, Duration: time.Since(b.begun), Chunks: len(b.calls)}
+	for _, c := range b.calls {
+		e.Bytes += l.plan.Data.At(c.chunk).Blob.Len
 		if e.Err == nil {
 			e.Err = c.err
 		}

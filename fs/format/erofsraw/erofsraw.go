@@ -1,6 +1,3 @@
-// Package erofsraw reads native EROFS layers that are stored as they are, with
-// the chunk index as trailing bytes (application/vnd.erofs.layer.v1 and the
-// draft's name for it).
 package erofsraw
 
 import (

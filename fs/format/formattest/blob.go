@@ -1,6 +1,3 @@
-// Package formattest holds the laws of a format.Format as tests that every
-// implementation runs, builders of native layers, and a Blob in memory with
-// knobs for what goes wrong on a network. Only tests import it.
 package formattest
 
 import (

@@ -1,9 +1,3 @@
-// Package native opens what the two native layer formats share: the chunk
-// index that annotations lead to, and the check of a stored chunk's digest.
-//
-// An annotation is a claim. What makes the index trustworthy is that its digest
-// stands beside the range in the same descriptor; that the descriptor belongs
-// to the image is the caller's to know.
 package native
 
 import (
