@@ -1,0 +1,167 @@
+package drivertest
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sort"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+)
+
+// deadline bounds every wait for something that must happen.
+const deadline = 30 * time.Second
+
+// Harness is how the suite gets at a driver.
+type Harness struct {
+	// New returns a driver whose process inherited these descriptors from k.
+	New func(tb testing.TB, k *Keeper, inherited map[string][]*os.File) driver.Driver
+	// Shutdown ends a driver as a planned stop of its process does: what it
+	// took is answered, mounts stay.
+	Shutdown func(ctx context.Context, d driver.Driver) error
+	// DataOf returns the descriptor on which a successor must open the layer.
+	DataOf func(inherited map[string][]*os.File, layerID string) *os.File
+}
+
+// Run checks every law, with the metadata in the data file and beside it.
+func Run(t *testing.T, h Harness) {
+	for _, split := range []bool{false, true} {
+		img := NewImage(t, 1, split)
+		name := map[bool]string{false: "one file", true: "with device"}[split]
+		t.Run(name, func(t *testing.T) {
+			for _, law := range []struct {
+				name  string
+				check func(*env)
+			}{
+				{"sequential reads", sequentialReads},
+				{"random reads", randomReads},
+				{"direct reads", directReads},
+				{"mapped reads", mappedReads},
+				{"execution", execution},
+				{"parallel reads", parallelReads},
+				{"reads through overlay", overlayReads},
+				{"error, then recovery", errorThenRecovery},
+				{"completion", completion},
+				{"complete from the start", completeFromTheStart},
+				{"two mounts", twoMounts},
+				{"unmount under a reader", unmountUnderReader},
+				{"adoption", adoption},
+				{"refused mount", refusedMount},
+			} {
+				t.Run(law.name, func(t *testing.T) { check(t, h, img, law.check) })
+			}
+		})
+	}
+}
+
+// env is one mounted layer under test.
+type env struct {
+	*testing.T
+	ctx    context.Context
+	h      Harness
+	img    *Image
+	keeper *Keeper
+	driver driver.Driver
+	layer  *Layer
+	target string
+	mount  driver.Mount
+}
+
+// check runs one law on a fresh mount and looks for leaked descriptors.
+func check(t *testing.T, h Harness, img *Image, law func(*env)) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*deadline)
+	defer cancel()
+	before := openFiles(t)
+	e := &env{T: t, ctx: ctx, h: h, img: img, keeper: &Keeper{}, target: t.TempDir()}
+	e.driver = h.New(t, e.keeper, nil)
+	e.layer = NewLayer(t, t.TempDir(), "layer-"+filepath.Base(e.target), img)
+	var err error
+	e.mount, err = e.driver.Mount(ctx, e.target, e.layer)
+	require.NoError(t, err)
+	ended := false
+	t.Cleanup(func() { // a law that failed leaves readers that nobody answers
+		if !ended {
+			_ = unix.Unmount(e.target, unix.MNT_DETACH)
+			_ = e.keeper.Close()
+		}
+	})
+	law(e)
+	e.unmount(e.mount)
+	require.NoError(t, h.Shutdown(ctx, e.driver))
+	require.Empty(t, e.keeper.Names(), "a mount that is gone is still guarded")
+	require.NoError(t, e.layer.Close())
+	ended = true
+	require.Equal(t, before, openFiles(t), "open descriptors")
+}
+
+func openFiles(t *testing.T) []string {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	var list []string
+	for _, e := range entries {
+		to, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err == nil && to != "anon_inode:[pidfd]" { // the one that ReadDir used is gone
+			list = append(list, to)
+		}
+	}
+	sort.Strings(list)
+	return list
+}
+
+// unmount closes a mount and waits until nothing serves it.
+func (e *env) unmount(m driver.Mount) {
+	e.Helper()
+	require.NoError(e, m.Close(e.ctx))
+	require.NoError(e, m.Close(e.ctx), "closing twice")
+	e.await(m.Done(), "the mount to be gone")
+}
+
+func (e *env) await(c <-chan struct{}, what string) {
+	e.Helper()
+	select {
+	case <-c:
+	case <-time.After(deadline):
+		require.FailNow(e, "waited too long for "+what)
+	}
+}
+
+func (e *env) path(name string) string { return filepath.Join(e.target, name) }
+
+// paths are all paths of the image in a random order.
+func (e *env) paths() []string {
+	var list []string
+	for p := range e.img.Files {
+		list = append(list, p)
+	}
+	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	return list
+}
+
+// compare reads a whole file below root.
+func (e *env) compare(root, name string) error {
+	got, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil {
+		return err
+	}
+	if sha256.Sum256(got) != sha256.Sum256(e.img.Files[name]) {
+		return fmt.Errorf("%s differs", name)
+	}
+	return nil
+}
+
+// dropCache makes the next read of a file go to the driver again.
+func (e *env) dropCache(name string) {
+	f, err := os.Open(e.path(name))
+	require.NoError(e, err)
+	require.NoError(e, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
+	require.NoError(e, f.Close())
+}
