@@ -181,8 +181,9 @@ func (l *Layout) contentSize(i Inode) int64 {
 }
 
 // chooseEpoch takes the modification time that more than half of the inodes
-// have, if there is one: only those can be compact, because kernels before 6.15
-// give every compact inode the epoch as its time.
+// have, if there is one, and else 0: only those can be compact, because kernels
+// before 6.15 give every compact inode the epoch as its time. The first loop
+// leaves the only value that can have a majority.
 func (l *Layout) chooseEpoch() {
 	votes := 0
 	var sec int64
@@ -198,7 +199,13 @@ func (l *Layout) chooseEpoch() {
 			votes--
 		}
 	}
-	if votes > 0 && sec >= 0 {
+	count := 0
+	for k := range l.t.inodes {
+		if n := &l.t.inodes[k]; n.mtime == sec && n.nsec == nsec {
+			count++
+		}
+	}
+	if count > len(l.t.inodes)/2 && sec >= 0 {
 		l.epoch, l.epochNsec = sec, nsec
 	}
 }

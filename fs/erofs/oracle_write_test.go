@@ -253,7 +253,7 @@ func checkFile(path string, f *wantFile, nlink uint64) error {
 	switch mode & modeType {
 	case modeLink:
 		if got, err := os.Readlink(path); err != nil || got != f.target {
-			return fmt.Errorf("target %q, %v", got, err)
+			return fmt.Errorf("target %q, %w", got, err)
 		}
 	case modeReg:
 		return checkContent(path, f)
@@ -321,7 +321,7 @@ func checkContent(path string, f *wantFile) error {
 		last := make([]byte, 1)
 		if r.len > int64(len(want)) {
 			if _, err := h.ReadAt(last, r.off+r.len-1); err != nil || last[0] != 0 {
-				return fmt.Errorf("last byte of the run at %d: %v, %v", r.off, last, err)
+				return fmt.Errorf("last byte of the run at %d: %v, %w", r.off, last, err)
 			}
 		}
 	}

@@ -190,7 +190,7 @@ func (m *metaWriter) writeInode(i Inode) error {
 			d.U = first
 		}
 	}
-	m.buf = append(m.buf[:0], zeros[:p.size()]...)
+	m.buf = append(m.buf[:0], zeros[:d.size()]...)
 	d.put(m.buf)
 	m.buf = l.xattrs.appendBody(m.buf, l.t, n, uint32(l.sharedBase%l.block/4))
 	if p.chunks > 0 {
