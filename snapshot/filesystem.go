@@ -13,8 +13,8 @@ type Filesystem interface {
 	// downloading it. When target already carries a mount that an earlier process
 	// made for the same layer, Mount adopts that mount and leaves it as it is; a
 	// layer that was mounted before comes back without the network. Any error is
-	// a miss; one that wraps a *MissError says why in a word. labels come from
-	// outside and must be trusted with nothing.
+	// a miss; one that wraps a Misser says why in a word. labels come from outside
+	// and must be trusted with nothing.
 	Mount(ctx context.Context, target string, labels map[string]string) error
 	// MountFile mounts the EROFS image in file, which is complete and was made on
 	// this node, at target, read-only. A live mount at target is left as it is.
@@ -48,6 +48,14 @@ const (
 	ReasonOther Reason = "other"
 )
 
+// Misser is an error that knows its Reason. A Filesystem need not import this
+// package to give one.
+type Misser interface {
+	error
+	// MissReason is the class of the miss.
+	MissReason() string
+}
+
 // MissError says why a layer cannot be loaded lazily.
 type MissError struct {
 	// Reason is the class.
@@ -62,11 +70,18 @@ func (e *MissError) Error() string { return string(e.Reason) + ": " + e.Err.Erro
 // Unwrap returns what happened.
 func (e *MissError) Unwrap() error { return e.Err }
 
+// MissReason implements Misser.
+func (e *MissError) MissReason() string { return string(e.Reason) }
+
 // asMiss gives every error of a Filesystem a class.
 func asMiss(err error) *MissError {
-	var m *MissError
+	var own *MissError
+	if errors.As(err, &own) {
+		return own
+	}
+	var m Misser
 	if errors.As(err, &m) {
-		return m
+		return &MissError{Reason: Reason(m.MissReason()), Err: err}
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return &MissError{Reason: ReasonTimeout, Err: err}
