@@ -1,0 +1,11 @@
+// Command lazyerofsd is the daemon: a containerd snapshotter and differ on one
+// socket, and behind them what loads layers lazily.
+//
+// wire.go is the only place where the parts are put together. The order at start
+// is: take over the descriptors that a predecessor left, open the socket, say that
+// we are ready, then take over mounts; nothing in it needs a network. At stop every
+// mount stays, and what serves them waits in the descriptor store.
+//
+// Known deadlock: the daemon must not read from a mount that it serves. Its
+// binary, its configuration, certificates and resolver files must not be on one.
+package main

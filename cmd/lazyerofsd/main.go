@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"syscall"
+
+	"github.com/containerd/log"
+	"github.com/spf13/cobra"
+
+	"github.com/lazyerofs/lazyerofs/fs/fdstore"
+	"github.com/lazyerofs/lazyerofs/fs/fdstore/keeper"
+)
+
+// version is set by the linker; without it the build information says it.
+var version string
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "lazyerofsd:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// options are the flags; empty means what the configuration file says.
+type options struct {
+	config, root, address, logLevel string
+	supervise                       bool
+}
+
+func command() *cobra.Command {
+	var o options
+	cmd := &cobra.Command{
+		Use:           "lazyerofsd",
+		Short:         "containerd snapshotter and differ that start containers before their image is downloaded",
+		Args:          cobra.NoArgs,
+		Version:       buildVersion(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.supervise {
+				return supervise(cmd.Context())
+			}
+			return serve(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.config, "config", "", "configuration file (default "+defaultConfig+" if it exists)")
+	f.StringVar(&o.root, "root", "", "directory of snapshots and cached layers (default "+builtin().Root+")")
+	f.StringVar(&o.address, "address", "", "socket for containerd (default "+builtin().Address+")")
+	f.StringVar(&o.logLevel, "log-level", "", "trace, debug, info, warn or error (default "+builtin().LogLevel+")")
+	f.BoolVar(&o.supervise, "supervise", false, "keep the daemon running and its descriptors safe, where systemd does not")
+	return cmd
+}
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+// load reads the configuration; flags win over the file.
+func (o options) load() (config, error) {
+	c, err := loadConfig(o.config)
+	if err != nil {
+		return c, err
+	}
+	for _, f := range []struct{ flag, value *string }{
+		{&o.root, &c.Root}, {&o.address, &c.Address}, {&o.logLevel, &c.LogLevel},
+	} {
+		if *f.flag != "" {
+			*f.value = *f.flag
+		}
+	}
+	return c, c.check()
+}
+
+// supervise becomes the parent that keeps descriptors, of a daemon with the same
+// arguments.
+func supervise(ctx context.Context) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding our own binary: %w", err)
+	}
+	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool {
+		return a == "--supervise" || a == "--supervise=true"
+	})
+	// The keeper handles signals itself: it may have to outlive them.
+	return keeper.Run(context.WithoutCancel(ctx), append([]string{exe}, args...), keeper.Options{})
+}
+
+// serve runs the daemon until ctx ends.
+func serve(ctx context.Context, o options) error {
+	// First of all: what a predecessor left stands at fixed descriptor numbers.
+	store, err := fdstore.New()
+	if err != nil && !errors.Is(err, fdstore.ErrNoKeeper) {
+		return err
+	}
+	left := inheritance{}
+	if store != nil {
+		left = store.Inherited()
+	}
+	c, err := o.load()
+	if err != nil {
+		return err
+	}
+	d, err := wire(ctx, c, store, left)
+	if err != nil {
+		return err
+	}
+	log.G(ctx).WithField("version", buildVersion()).WithField("address", c.Address).WithField("root", c.Root).Info("lazyerofsd serves")
+	return d.run(ctx)
+}

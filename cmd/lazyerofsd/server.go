@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"path/filepath"
+	"time"
+
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/diffservice"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/log"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+)
+
+// stopTimeout bounds how long calls under way may take when the daemon stops, and
+// how long the parts may take to end.
+const stopTimeout = 20 * time.Second
+
+// run serves until ctx ends or a part fails, then ends everything.
+func (d *daemon) run(ctx context.Context) error {
+	err := d.serve(ctx)
+	if d.notify != nil {
+		err = errors.Join(err, d.notify.Stopping())
+	}
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	return errors.Join(err, d.end(ending))
+}
+
+func (d *daemon) serve(ctx context.Context) error {
+	listener, err := listenUnix(d.c.Address)
+	if err != nil {
+		return err
+	}
+	server := grpc.NewServer(
+		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			return next(passNamespace(ctx), req)
+		}))
+	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(d.snaps))
+	diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(d.differ, d.differ))
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return server.Serve(listener) })
+	g.Go(func() error {
+		<-ctx.Done()
+		stopServer(server)
+		return nil
+	})
+	if d.c.Metrics.Address != "" {
+		g.Go(func() error { return d.serveMetrics(ctx) })
+	}
+	g.Go(func() error { return d.takeOver(ctx) })
+	return g.Wait()
+}
+
+// takeOver says that containerd is answered, then adopts what is mounted: local
+// state only, but a broken disk may hold it up.
+func (d *daemon) takeOver(ctx context.Context) error {
+	if d.notify != nil {
+		if err := d.notify.Ready("serving " + d.c.Address); err != nil {
+			return fmt.Errorf("telling the service manager: %w", err)
+		}
+	}
+	if err := d.snaps.Restore(ctx); err != nil {
+		log.G(ctx).WithError(err).Error("mounted layers were not taken over")
+	}
+	if d.fanotify == nil || ctx.Err() != nil {
+		return nil
+	}
+	orphans, err := d.fanotify.Settle()
+	if len(orphans) > 0 {
+		log.G(ctx).WithField("layers", orphans).Warn("layers have readers but no mount of ours: reads of missing data fail")
+	}
+	if err != nil && ctx.Err() == nil {
+		log.G(ctx).WithError(err).Error("layers without a mount were not let go")
+	}
+	return nil
+}
+
+// stopServer lets calls under way finish, for a while.
+func stopServer(server *grpc.Server) {
+	timer := time.AfterFunc(stopTimeout, server.Stop)
+	defer timer.Stop()
+	server.GracefulStop()
+}
+
+// passNamespace makes calls that serve a request carry its namespace.
+func passNamespace(ctx context.Context) context.Context {
+	if ns, ok := namespaces.Namespace(ctx); ok {
+		return namespaces.WithNamespace(ctx, ns)
+	}
+	return ctx
+}
+
+// listenUnix listens at path, in place of a socket that nobody serves any more.
+// The lock of the root says that this is no other daemon's.
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("creating the directory of the socket: %w", err)
+	}
+	if conn, err := net.Dial("unix", path); err == nil {
+		return nil, errors.Join(fmt.Errorf("%s is served by another process, stop it or choose another --address", path), conn.Close())
+	}
+	st, err := os.Lstat(path)
+	if err == nil && st.Mode().Type() != os.ModeSocket {
+		return nil, fmt.Errorf("%s exists and is no socket, remove it or choose another address", path)
+	}
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("removing an old socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listening for containerd: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("protecting the socket: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+// serveMetrics serves metrics, and profiles when asked to, until ctx ends.
+func (d *daemon) serveMetrics(ctx context.Context) error {
+	network, address, err := d.c.Metrics.listen()
+	if err != nil {
+		return err
+	}
+	var l net.Listener
+	if network == "unix" {
+		l, err = listenUnix(address)
+	} else {
+		l, err = net.Listen(network, address)
+	}
+	if err != nil {
+		return fmt.Errorf("listening for metrics: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
+	if d.c.Metrics.Pprof {
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() {
+		if err := server.Close(); err != nil {
+			log.G(ctx).WithError(err).Warn("closing the metrics endpoint")
+		}
+	})
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving metrics: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/log"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/lazyerofs/lazyerofs/differ"
+	"github.com/lazyerofs/lazyerofs/fs"
+	"github.com/lazyerofs/lazyerofs/fs/cache"
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
+	"github.com/lazyerofs/lazyerofs/fs/fdstore"
+	formats "github.com/lazyerofs/lazyerofs/fs/format/all"
+	"github.com/lazyerofs/lazyerofs/fs/layer"
+	"github.com/lazyerofs/lazyerofs/fs/remote"
+	"github.com/lazyerofs/lazyerofs/snapshot"
+)
+
+// inheritance is what a predecessor left, by name.
+type inheritance map[string][]*os.File
+
+// daemon is everything that runs, with what ends it.
+type daemon struct {
+	c        config
+	notify   *fdstore.Store // nil without a keeper
+	metrics  *prometheus.Registry
+	fanotify *fanotify.Driver // nil without a keeper
+	files    *fs.FS
+	snaps    *snapshot.Snapshotter
+	differ   *differ.Differ
+	ends     []func(context.Context) error // run in reverse order
+}
+
+// onEnd registers what is to be done at the end, before everything that was
+// registered earlier.
+func (d *daemon) onEnd(f func(context.Context) error) { d.ends = append(d.ends, f) }
+
+// end undoes wire. Mounts stay.
+func (d *daemon) end(ctx context.Context) error {
+	var errs []error
+	for i := len(d.ends) - 1; i >= 0; i-- {
+		errs = append(errs, d.ends[i](ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// wire puts the parts together. Nothing is fetched and nothing served yet.
+func wire(ctx context.Context, c config, notify *fdstore.Store, left inheritance) (_ *daemon, err error) {
+	d := &daemon{c: c, notify: notify, metrics: prometheus.NewRegistry()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.end(context.WithoutCancel(ctx)))
+		}
+	}()
+	d.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if err := d.lockRoot(); err != nil {
+		return nil, err
+	}
+	store, err := cache.OpenStore(filepath.Join(c.Root, "cache"))
+	if err != nil {
+		return nil, fmt.Errorf("opening the cache: %w", err)
+	}
+	if err := d.wireFiles(ctx, store, left); err != nil {
+		return nil, err
+	}
+	d.snaps, err = snapshot.New(c.Root, d.files, snapshot.Config{
+		PrepareTimeout: time.Duration(c.Snapshotter.PrepareTimeout),
+		Strict:         c.Snapshotter.Strict,
+		Metrics:        d.metrics,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.onEnd(func(context.Context) error { return d.snaps.Close() })
+	return d, d.wireDiffer()
+}
+
+// lockRoot keeps a second daemon away from the same root: both would answer the
+// same events and write the same files.
+func (d *daemon) lockRoot() error {
+	if err := os.MkdirAll(d.c.Root, 0o700); err != nil {
+		return fmt.Errorf("creating the root directory: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(d.c.Root, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("locking the root directory: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return errors.Join(fmt.Errorf("another lazyerofsd serves %s, stop it or choose another --root: %w", d.c.Root, err), lock.Close())
+	}
+	d.onEnd(func(context.Context) error { return lock.Close() })
+	return nil
+}
+
+// wireFiles makes the lazy side: registry, cache, driver.
+func (d *daemon) wireFiles(ctx context.Context, store *cache.Store, left inheritance) error {
+	hosts := remote.NewHosts(remote.HostsConfig{CertsDir: d.c.Registry.CertsDir})
+	d.onEnd(func(context.Context) error { hosts.Close(); return nil })
+	resolver := remote.NewResolver(remote.Config{})
+	d.onEnd(func(context.Context) error { return resolver.Close() })
+	reads := remote.NewMetrics()
+	if err := d.metrics.Register(reads); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
+	lazy, none := d.wireDriver(ctx, store.Root(), left)
+	d.files = fs.New(ctx, fs.Config{
+		Store:    store,
+		Resolver: resolver,
+		Sources:  remote.Sources(hosts.RegistryHosts),
+		Remote: remote.Options{
+			Retry:    remote.Policy{Budget: time.Duration(d.c.Registry.RetryBudget)},
+			Limiter:  remote.NewLimiter(d.c.Registry.MaxRequests, d.c.Registry.MaxRequestsPerHost),
+			Observer: reads,
+		},
+		Formats:  formats.All(),
+		Driver:   lazy,
+		NoDriver: none,
+		MountFile: func(ctx context.Context, file, target string) error {
+			return mountErofs(ctx, file, "", target)
+		},
+		Writer: left.writer,
+		Slots:  layer.NewSlots(runtime.GOMAXPROCS(0)),
+	})
+	d.onEnd(d.files.Close)
+	if d.fanotify != nil {
+		// Before files: no event may reach a layer that is being closed.
+		d.onEnd(d.fanotify.Shutdown)
+	}
+	return nil
+}
+
+// wireDriver chooses the driver; the error says why there is none.
+func (d *daemon) wireDriver(ctx context.Context, cacheDir string, left inheritance) (driver.Driver, error) {
+	if d.notify == nil {
+		err := fmt.Errorf("nobody keeps descriptors for this process, start it with --supervise or under systemd: %w", driver.ErrNoDriver)
+		log.G(ctx).WithError(err).Warn("layers are not loaded lazily")
+		return nil, err
+	}
+	fan, err := fanotify.New(ctx, fanotify.Config{
+		Keeper:    d.notify,
+		Inherited: left,
+		Mount:     mountErofs,
+		Quarantine: func(ids []string, why error) {
+			d.files.Quarantine(ids, why)
+		},
+	})
+	if err != nil {
+		log.G(ctx).WithError(err).Error("layers are not loaded lazily")
+		return nil, err
+	}
+	d.fanotify = fan
+	if len(left[fanotify.GroupName]) > 0 {
+		return fan, nil // it serves already: there is nothing left to choose
+	}
+	chosen, probes, err := driver.Select(ctx, []driver.Driver{fan}, cacheDir, d.c.Driver.Name, d.c.Driver.Forbid)
+	for _, p := range probes {
+		log.G(ctx).Info("driver " + p.String())
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("layers are not loaded lazily")
+		return nil, err
+	}
+	return chosen, nil
+}
+
+// mountErofs mounts for both sides. Set-id bits and devices count where a single
+// layer is bound as it is; the mount points lie below a directory that only root
+// can enter.
+func mountErofs(ctx context.Context, source, device, target string) error {
+	c := erofs.MountConfig{Source: source, Target: target, Suid: true, Dev: true}
+	if device != "" {
+		c.Devices = []string{device}
+	}
+	_, err := erofs.Mount(ctx, c)
+	return err
+}
+
+// writers guards handing out inherited descriptors.
+var writers sync.Mutex
+
+// writer hands out, once, the descriptor of a layer's data file.
+func (in inheritance) writer(layerID string) *os.File {
+	writers.Lock()
+	defer writers.Unlock()
+	name := fanotify.WriterName(layerID)
+	files := in[name]
+	if len(files) == 0 {
+		return nil
+	}
+	in[name] = files[1:]
+	return files[0]
+}
+
+// wireDiffer makes the differ, which reads layers from containerd's own content
+// store in the namespace of the caller.
+func (d *daemon) wireDiffer() error {
+	conn, err := grpc.NewClient("unix://"+d.c.Containerd.Address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
+	if err != nil {
+		return fmt.Errorf("reaching containerd at %s: %w", d.c.Containerd.Address, err)
+	}
+	d.onEnd(func(context.Context) error { return conn.Close() })
+	d.differ = differ.NewApplier(proxy.NewContentStore(conn), differ.ApplyConfig{})
+	return nil
+}
