@@ -31,7 +31,9 @@
 //
 // # Known deadlocks
 //
-// Opening an image file that is marked for fanotify pre-content events, from the
-// process that answers them, blocks for ever: see fs/driver/fanotify. Nothing in
-// this package opens files on its own account.
+// A process that answers fanotify pre-content events of an image file must not
+// read or write that file through a descriptor that raises them, and must not
+// wait for a mount of it: from Linux 7.1 on the mount itself reads through the
+// mark. Serve on another goroutine before mounting. Writing an image is done
+// before there is a mark.
 package erofs

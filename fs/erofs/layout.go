@@ -47,7 +47,8 @@ type Layout struct {
 	metaSize   int64
 	epoch      int64
 	epochNsec  uint32
-	chunked    bool // some inode is chunk-based
+	chunked    bool  // some inode is chunk-based
+	mapped     int64 // chunks in all maps
 }
 
 // placedInode is what the layout decides about one inode.
@@ -62,7 +63,12 @@ type placedInode struct {
 
 // maxChunkMap bounds the chunk map of one file. A file that needs more has
 // extents so badly aligned that its map would be as large as an archive.
-const maxChunkMap = 256 << 20
+// HoleAlign says how to avoid that. maxChunkMaps bounds those of all files:
+// a few bytes of an archive can describe a map of any length.
+const (
+	maxChunkMap  = 256 << 20
+	maxChunkMaps = 1 << 30
+)
 
 // NewLayout assigns an address to all metadata of t. By then every regular
 // file's extents are final, addresses included: they must cover [0, Size), and

@@ -6,6 +6,20 @@ import (
 	"math/bits"
 )
 
+// HoleAlign returns the alignment, a power of two, that the ends of holes in a
+// file of size bytes should have: a block for files of up to 256 MiB, and beyond
+// that so much that its chunk map stays below half a mebibyte. All chunks of a
+// file have one length, so a single block of data in a file of a tebibyte would
+// otherwise need a map of two gibibytes. Zeros that a coarser hole leaves in data
+// compress to nothing.
+func HoleAlign(size int64) int64 {
+	const chunks, block = 1 << 16, 1 << 12
+	if size <= chunks*block {
+		return block
+	}
+	return 1 << bits.Len64(uint64(size-1)/chunks)
+}
+
 // shapeFile decides how a regular file's extents are stored: plain when they
 // are one run on the primary device, by chunk indexes otherwise.
 func (l *Layout) shapeFile(i Inode) error {
@@ -26,7 +40,10 @@ func (l *Layout) shapeFile(i Inode) error {
 	chunk := int64(1) << (chunkBits + int(l.o.BlockBits))
 	chunks := (n.size-1)/chunk + 1
 	if chunks > maxChunkMap/chunkIndexSize {
-		return fmt.Errorf("its extents need a map of %d chunks of %d bytes, align them better: %w", chunks, chunk, fs.ErrInvalid)
+		return fmt.Errorf("its extents need a map of %d chunks of %d bytes, align its holes to %d bytes: %w", chunks, chunk, HoleAlign(n.size), fs.ErrInvalid)
+	}
+	if l.mapped += chunks; l.mapped > maxChunkMaps/chunkIndexSize {
+		return fmt.Errorf("the chunk maps of all files exceed %d bytes: %w", maxChunkMaps, fs.ErrInvalid)
 	}
 	p.format |= layoutChunks << formatLayoutShift
 	p.chunks = uint32(chunks)

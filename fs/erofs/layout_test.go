@@ -85,6 +85,40 @@ func TestChunkBits(t *testing.T) {
 	}
 }
 
+// With holes aligned as asked, one block of data anywhere costs little.
+func TestHoleAlign(t *testing.T) {
+	require.Equal(t, int64(4096), HoleAlign(0))
+	require.Equal(t, int64(4096), HoleAlign(256<<20))
+	require.Equal(t, int64(8192), HoleAlign(256<<20+1))
+	for _, size := range []int64{1<<28 + 5, 8 << 30, 8<<30 + 1, 1254130450000, 1 << 62} {
+		align := HoleAlign(size)
+		at := size / 2 &^ (align - 1)
+		l, err := NewLayout(oneFile(t, size, Extent{Len: at, Addr: HoleAddr}, Extent{Off: at, Len: align},
+			Extent{Off: at + align, Len: size - at - align, Addr: HoleAddr}), WriteOptions{})
+		if align > 1<<43 { // beyond what a chunk can span
+			require.ErrorIs(t, err, fs.ErrInvalid)
+			continue
+		}
+		require.NoError(t, err)
+		require.LessOrEqual(t, l.MetaSize(), int64(1<<20), "%d", size)
+	}
+}
+
+// Many files with a map each are bounded together.
+func TestLayoutBoundsMaps(t *testing.T) {
+	b := NewBuilder()
+	for k := range 9 {
+		const size = 100 << 30
+		i, err := b.Put(fmt.Sprint(k), Attr{Mode: modeReg, Size: size})
+		require.NoError(t, err)
+		b.SetExtents(i, []Extent{{Len: 4096}, {Off: 4096, Len: size - 4096, Addr: HoleAddr}})
+	}
+	tree, err := b.Tree()
+	require.NoError(t, err)
+	_, err = NewLayout(tree, WriteOptions{})
+	require.ErrorIs(t, err, fs.ErrInvalid)
+}
+
 // What is one run on the primary device needs no map, however it was described.
 func TestLayoutMergesExtents(t *testing.T) {
 	tree := oneFile(t, 12289, Extent{Len: 4096, Addr: 8192}, Extent{Off: 4096, Len: 8192, Addr: 12288}, Extent{Off: 12288, Len: 1, Addr: 20480})
