@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -74,6 +75,11 @@ func (l *Layer) join(need []span, kind Kind) ([]*call, error) {
 	}
 	if kind == KindDemand {
 		l.claimAhead(b)
+		slices.SortFunc(b.calls, func(x, y *call) int { return x.chunk - y.chunk })
+	}
+	l.stats.batches.Add(1)
+	for _, c := range b.calls {
+		l.stats.fetched.Add(l.plan.Data.At(c.chunk).Blob.Len)
 	}
 	b.ctx, b.cancel = context.WithCancel(l.ctx)
 	l.tasks.Go(func() { l.run(b) })
@@ -88,19 +94,28 @@ func (l *Layer) claim(b *batch, i int) *call {
 	return c
 }
 
-// claimAhead adds read-ahead to a batch of demanded chunks. Needs mu.
+// claimAhead adds read-ahead to a batch of demanded chunks, as far as the
+// allowance goes: first what follows, then what precedes. Needs mu.
 func (l *Layer) claimAhead(b *batch) {
 	var demanded int64
 	for _, c := range b.calls {
 		demanded += l.plan.Data.At(c.chunk).Data.Len
 	}
-	fetched := l.stats.missed.Add(demanded)
+	left := l.ahead.allowance(l.asked.bytes(), l.stats.missed.Add(demanded))
+	have := func(i int) bool { return l.calls[i] != nil || l.file.ResidentChunk(i) }
 	first, last := b.calls[0].chunk, b.calls[len(b.calls)-1].chunk
-	end := l.ahead.miss(l.plan.Data, first, last, l.asked.bytes(), fetched)
-	for i := last + 1; i <= end; i++ {
-		if !l.file.ResidentChunk(i) && l.calls[i] == nil {
-			l.claim(b, i)
+	want := l.ahead.miss(l.plan.Data, first, last, have)
+	defer l.ahead.settle(l.plan.Data, last, have)
+	for _, s := range []span{{last + 1, want.last}, {want.first, first - 1}} {
+		for i := s.first; i <= s.last; i++ {
+			if have(i) {
+				continue
+			}
 			n := l.plan.Data.At(i).Data.Len
+			if left -= n; left < 0 {
+				return
+			}
+			l.claim(b, i)
 			l.stats.missed.Add(n)
 			l.stats.readAhead.Add(n)
 		}

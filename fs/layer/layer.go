@@ -74,7 +74,7 @@ type Layer struct {
 
 	mu     sync.Mutex // guards the following; never held while anything waits
 	calls  map[int]*call
-	ahead  readahead
+	ahead  *readahead
 	demand int           // calls of Ensure that wait
 	idle   chan struct{} // closed while demand is 0
 	closed bool

@@ -25,16 +25,62 @@ func (m evenMap) At(i int) chunk.Chunk {
 	return chunk.Chunk{Data: chunk.Extent{Off: int64(i) * evenChunk, Len: evenChunk}}
 }
 
-// TestSequentialWindowDoubles: misses that continue each other fetch 0, 1, 2, 4,
+// model is what read-ahead sees of a layer, without one.
+type model struct {
+	evenMap
+	r        *readahead
+	resident []bool
+	asked    askedMap
+	fetched  int64
+	misses   int
+}
+
+func newModel(n int, limit int64) *model {
+	m := evenMap(n)
+	return &model{evenMap: m, r: newReadahead(limit, 0), resident: make([]bool, n), asked: newAskedMap(m.Size())}
+}
+
+func (m *model) have(i int) bool { return m.resident[i] }
+
+// ask plays a read of one chunk or a part of it.
+func (m *model) ask(off, n int64) {
+	m.asked.mark(off, n)
+	i := m.Find(off)
+	if m.resident[i] {
+		return
+	}
+	m.misses++
+	m.get(i)
+	left := m.r.allowance(m.asked.bytes(), m.fetched)
+	want := m.r.miss(m, i, i, m.have)
+	for k := want.first; k <= want.last; k++ {
+		if !m.resident[k] && left >= evenChunk {
+			left -= evenChunk
+			m.get(k)
+		}
+	}
+	m.r.settle(m, i, m.have)
+}
+
+func (m *model) get(i int) {
+	m.resident[i] = true
+	m.fetched += evenChunk
+}
+
+func nothing(int) bool { return false }
+
+// TestSequentialWindowDoubles: misses that continue each other want 0, 1, 2, 4,
 // 8, 16, 16 chunks ahead; the limit is 4 MiB.
 func TestSequentialWindowDoubles(t *testing.T) {
 	r := newReadahead(0, 0)
 	m := evenMap(1000)
 	next, got := 100, []int{}
 	for range 7 {
-		end := r.miss(m, next, next, 1<<40, 0)
-		got = append(got, end-next)
-		next = end + 1
+		want := r.miss(m, next, next, nothing)
+		require.Equal(t, next, want.first)
+		got = append(got, want.last-next)
+		r.settle(m, want.last, nothing)
+		next = want.last + 1
 	}
 	require.Equal(t, []int{0, 1, 2, 4, 8, 16, 16}, got)
 }
@@ -43,7 +89,8 @@ func TestRandomFetchesNothingAhead(t *testing.T) {
 	r := newReadahead(0, 0)
 	m := evenMap(1000)
 	for i := 0; i < 1000; i += 7 {
-		require.Equal(t, i, r.miss(m, i, i, 1<<40, 0))
+		require.Equal(t, span{i, i}, r.miss(m, i, i, nothing))
+		r.settle(m, i, nothing)
 	}
 }
 
@@ -54,40 +101,58 @@ func TestStreamsAreToldApart(t *testing.T) {
 	m := evenMap(1000)
 	a, b := 0, 500
 	for i := range 5 {
-		endA, endB := r.miss(m, a, a, 1<<40, 0), r.miss(m, b, b, 1<<40, 0)
+		endA := r.miss(m, a, a, nothing).last
+		r.settle(m, endA, nothing)
+		endB := r.miss(m, b, b, nothing).last
+		r.settle(m, endB, nothing)
 		require.Equal(t, i > 0, endA > a)
 		require.Equal(t, endA-a, endB-b)
 		a, b = endA+1, endB+2
 	}
 }
 
-// TestBudget: nothing is fetched ahead beyond the ratio of what was asked for.
-func TestBudget(t *testing.T) {
-	m := evenMap(1000)
+// TestDenseRegions: a region of which half was fetched is wanted whole, the
+// largest such region up to the limit.
+func TestDenseRegions(t *testing.T) {
 	for _, tc := range []struct {
-		asked, fetched int64
-		want           int
+		resident []int
+		miss     int
+		want     span
 	}{
-		{evenChunk, 2 * evenChunk, 0},
-		{evenChunk, 2*evenChunk - 1, 0},
-		{evenChunk, evenChunk, 1},
-		{4096, evenChunk, 0},
-		{100 * evenChunk, 197 * evenChunk, 3},
-		{100 * evenChunk, 0, 4},
+		{nil, 9, span{9, 9}},
+		{[]int{10}, 9, span{8, 11}},                  // 2 of 4
+		{[]int{10, 12}, 9, span{8, 11}},              // 3 of 8
+		{[]int{10, 12, 14}, 9, span{8, 15}},          // 4 of 8
+		{[]int{100, 101}, 9, span{9, 9}},             // elsewhere
+		{[]int{0, 1, 2, 3, 4, 5}, 9, span{9, 9}},     // 7 of 16
+		{[]int{0, 1, 2, 3, 4, 5, 6}, 9, span{0, 15}}, // 8 of 16, though only 1 of 8
+		{[]int{96, 98, 99, 103, 105, 107, 109}, 97, span{96, 111}},
+		{[]int{396, 397}, 399, span{396, 399}}, // at the end of the map
 	} {
-		r := newReadahead(0, 0)
-		for i := range 3 { // the window grows to two chunks, then four
-			r.miss(m, i, i, 0, 0)
+		m := newModel(400, 0)
+		for _, i := range tc.resident {
+			m.get(i)
 		}
-		require.Equal(t, tc.want, r.miss(m, 3, 3, tc.asked, tc.fetched)-3, "%+v", tc)
+		require.Equal(t, tc.want, m.r.miss(m, tc.miss, tc.miss, m.have), "%+v", tc)
 	}
 }
 
+// TestAllowance: nothing is fetched ahead beyond the ratio of what was asked
+// for.
+func TestAllowance(t *testing.T) {
+	r := newReadahead(0, 0)
+	require.Negative(t, r.allowance(evenChunk, 2*evenChunk))
+	require.EqualValues(t, 9*evenChunk, r.allowance(10*evenChunk, 10*evenChunk))
+	require.Negative(t, r.allowance(4096, evenChunk))
+	r = newReadahead(0, 3)
+	require.EqualValues(t, evenChunk, r.allowance(evenChunk, 2*evenChunk))
+}
+
 func TestReadAheadOff(t *testing.T) {
-	r := newReadahead(-1, 0)
-	m := evenMap(1000)
-	for i := range 20 {
-		require.Equal(t, i, r.miss(m, i, i, 1<<40, 0))
+	m := newModel(100, -1)
+	for i := range int64(100) {
+		m.ask(i*evenChunk, evenChunk)
+		require.Equal(t, m.asked.bytes(), m.fetched)
 	}
 }
 
@@ -95,36 +160,31 @@ func TestReadAheadStopsAtTheEnd(t *testing.T) {
 	r := newReadahead(0, 0)
 	m := evenMap(6)
 	for i := range 3 {
-		r.miss(m, i, i, 0, 0)
+		r.miss(m, i, i, nothing)
+		r.settle(m, i, nothing)
 	}
-	require.Equal(t, 5, r.miss(m, 3, 3, 1<<40, 0))
+	require.Equal(t, 5, r.miss(m, 3, 3, nothing).last)
 }
 
 // TestSequentialRatio: a reader of a whole 100 MiB image in steps of 128 KiB
 // needs few misses and never exceeds the ratio.
 func TestSequentialRatio(t *testing.T) {
-	m := evenMap(400)
-	r := newReadahead(0, 0)
-	asked := newAskedMap(m.Size())
-	resident := make([]bool, m)
-	var fetched int64
-	misses := 0
+	m := newModel(400, 0)
 	for off := int64(0); off < m.Size(); off += 128 << 10 {
-		asked.mark(off, 128<<10)
-		i := m.Find(off)
-		if resident[i] {
-			continue
-		}
-		misses++
-		fetched += evenChunk
-		end := r.miss(m, i, i, asked.bytes(), fetched)
-		fetched += int64(end-i) * evenChunk
-		for k := i; k <= end; k++ {
-			resident[k] = true
-		}
-		require.LessOrEqual(t, fetched, max(2*asked.bytes(), evenChunk))
+		m.ask(off, 128<<10)
+		require.LessOrEqual(t, m.fetched, max(2*m.asked.bytes(), evenChunk))
 	}
-	require.Less(t, misses, 40)
+	require.Less(t, m.misses, 60)
+}
+
+// TestRandomRatio: small reads all over the image get their chunks and no more.
+func TestRandomRatio(t *testing.T) {
+	m := newModel(400, 0)
+	for i := range int64(300) {
+		before := m.fetched
+		m.ask(i*157%400*evenChunk, 4096)
+		require.LessOrEqual(t, m.fetched-before, int64(evenChunk))
+	}
 }
 
 func TestAskedMap(t *testing.T) {

@@ -84,19 +84,17 @@ func (l *Layer) Stats() Stats {
 	}
 }
 
-// report counts a batch that ended and tells the trace hook.
+// report tells the trace hook of a batch that ended.
 func (l *Layer) report(b *batch) {
+	if l.trace == nil {
+		return
+	}
 	e := Event{Layer: l.id, Kind: b.kind, When: b.begun, Duration: time.Since(b.begun), Chunks: len(b.calls)}
 	for _, c := range b.calls {
 		e.Bytes += l.plan.Data.At(c.chunk).Blob.Len
 		if e.Err == nil {
 			e.Err = c.err
 		}
-	}
-	l.stats.batches.Add(1)
-	l.stats.fetched.Add(e.Bytes)
-	if l.trace == nil {
-		return
 	}
 	e.Off = l.plan.Data.At(b.calls[0].chunk).Data.Off
 	e.Len = l.plan.Data.At(b.calls[len(b.calls)-1].chunk).Data.End() - e.Off
