@@ -252,9 +252,11 @@ func checkFile(path string, f *wantFile, nlink uint64) error {
 	}
 	switch mode & modeType {
 	case modeLink:
-		if got, err := os.Readlink(path); err != nil || got != f.target {
-			return fmt.Errorf("target %q, %w", got, err)
+		got, err := os.Readlink(path)
+		if err == nil && got != f.target {
+			err = fmt.Errorf("target %q", got)
 		}
+		return err
 	case modeReg:
 		return checkContent(path, f)
 	}
@@ -307,7 +309,7 @@ func checkContent(path string, f *wantFile) error {
 		runs = []wantRun{{len: int64(len(f.data)), data: f.data}}
 	}
 	for _, r := range runs {
-		want := make([]byte, min(r.len, 1<<20))
+		want := make([]byte, min(r.len, max(1<<20, int64(len(r.data)))))
 		if !r.hole {
 			copy(want, r.data)
 		}
@@ -320,8 +322,11 @@ func checkContent(path string, f *wantFile) error {
 		}
 		last := make([]byte, 1)
 		if r.len > int64(len(want)) {
-			if _, err := h.ReadAt(last, r.off+r.len-1); err != nil || last[0] != 0 {
-				return fmt.Errorf("last byte of the run at %d: %v, %w", r.off, last, err)
+			if _, err := h.ReadAt(last, r.off+r.len-1); err != nil {
+				return err
+			}
+			if last[0] != 0 {
+				return fmt.Errorf("last byte of the run at %d: %d", r.off, last[0])
 			}
 		}
 	}

@@ -12,7 +12,9 @@ import (
 
 // WriteMeta writes the metadata, exactly the first MetaSize bytes of the image,
 // for a data area of dataSize bytes behind it on the primary device. It returns
-// how many bytes it wrote. It may be called more than once.
+// how many bytes it wrote. It may be called more than once. The image is whole
+// blocks: pad the data area to a multiple of the block size, or the kernel fails
+// to read its last block.
 func (l *Layout) WriteMeta(w io.Writer, dataSize int64) (int64, error) {
 	blocks := (l.metaSize + alignUp(dataSize, l.block)) / l.block
 	if dataSize < 0 || blocks >= nullBlock {
