@@ -45,6 +45,19 @@ type Driver interface {
 	Adopt(ctx context.Context, target string, l Layer) (Mount, error)
 }
 
+// Server is a Driver that answers the kernel from this process, and therefore
+// has a successor and a planned end.
+type Server interface {
+	Driver
+	// Settle says that no more adoptions come. Reads of mounts that nobody
+	// adopted fail from now on; it returns the IDs of their layers.
+	Settle() ([]string, error)
+	// Shutdown stops taking reads, finishes those that were taken and leaves
+	// every mount to a successor, for which later readers wait. When ctx ends
+	// first, the reads in progress fail.
+	Shutdown(ctx context.Context) error
+}
+
 // Mount is one mounted layer.
 type Mount interface {
 	// Target is the mount point.

@@ -58,6 +58,17 @@ func NewImage(tb testing.TB, seed uint64, split bool) *Image {
 	return b.image(split)
 }
 
+// NewBigImage builds an image with one file, "big", of size bytes.
+func NewBigImage(tb testing.TB, size int) *Image {
+	tb.Helper()
+	b := &imageBuilder{tb: tb, b: erofs.NewBuilder(), img: &Image{Files: map[string][]byte{}}}
+	content := make([]byte, size)
+	_, err := rand.NewChaCha8([32]byte{}).Read(content)
+	require.NoError(tb, err)
+	b.add("big", 0o644, content)
+	return b.image(false)
+}
+
 type imageBuilder struct {
 	tb     testing.TB
 	b      *erofs.Builder

@@ -211,7 +211,7 @@ func unmountUnderReader(e *env) {
 // successor, which comes with the kept descriptors only.
 func adoption(e *env) {
 	require.NoError(e, e.compare(e.target, "dir1/file7"))
-	require.NoError(e, e.h.Shutdown(e.ctx, e.driver))
+	require.NoError(e, e.driver.Shutdown(e.ctx))
 	require.NoError(e, e.mount.Release())
 
 	names := []string{"dir0/file9", "dir2/file8", "sparse", "small/100"}

@@ -23,10 +23,7 @@ const deadline = 30 * time.Second
 // Harness is how the suite gets at a driver.
 type Harness struct {
 	// New returns a driver whose process inherited these descriptors from k.
-	New func(tb testing.TB, k *Keeper, inherited map[string][]*os.File) driver.Driver
-	// Shutdown ends a driver as a planned stop of its process does: what it
-	// took is answered, mounts stay.
-	Shutdown func(ctx context.Context, d driver.Driver) error
+	New func(tb testing.TB, k *Keeper, inherited map[string][]*os.File) driver.Server
 	// DataOf returns the descriptor on which a successor must open the layer.
 	DataOf func(inherited map[string][]*os.File, layerID string) *os.File
 }
@@ -69,7 +66,7 @@ type env struct {
 	h      Harness
 	img    *Image
 	keeper *Keeper
-	driver driver.Driver
+	driver driver.Server
 	layer  *Layer
 	target string
 	mount  driver.Mount
@@ -95,7 +92,7 @@ func check(t *testing.T, h Harness, img *Image, law func(*env)) {
 	})
 	law(e)
 	e.unmount(e.mount)
-	require.NoError(t, h.Shutdown(ctx, e.driver))
+	require.NoError(t, e.driver.Shutdown(ctx))
 	require.Empty(t, e.keeper.Names(), "a mount that is gone is still guarded")
 	require.NoError(t, e.layer.Close())
 	ended = true

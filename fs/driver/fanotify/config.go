@@ -1,7 +1,6 @@
 package fanotify
 
 import (
-	"context"
 	"os"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
@@ -29,12 +28,6 @@ type Keeper interface {
 	Remove(name string) error
 }
 
-// MountFunc mounts the EROFS image at path source, whose device 1 is at path
-// device unless that is empty, read-only at target. It must make the kernel
-// open the files by path: handing it an open descriptor would give it one from
-// before the mark, and holes would read as zeros.
-type MountFunc func(ctx context.Context, source, device, target string) error
-
 // Config is what New needs.
 type Config struct {
 	// Keeper guards the group against the end of this process. Required: without
@@ -43,8 +36,11 @@ type Config struct {
 	// Inherited holds what a predecessor kept, by name, as fdstore.Inherited
 	// returned it. The driver takes the group over and only looks at the writers.
 	Inherited map[string][]*os.File
-	// Mount mounts; required.
-	Mount MountFunc
+	// DirectIO makes the kernel read data files with O_DIRECT, so that data is
+	// cached once, in the mount, and not in the data file's page cache too.
+	DirectIO bool
+	// ReadAheadKB is the read-ahead of the mounts in KiB; 0 leaves the kernel's.
+	ReadAheadKB int
 	// MaxInFlight is how many fills run at once; 0 means 1024. The reader loops
 	// wait when it is reached.
 	MaxInFlight int
@@ -78,4 +74,4 @@ type Stats struct {
 	Marked int
 }
 
-var _ driver.Driver = (*Driver)(nil)
+var _ driver.Server = (*Driver)(nil)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
 	"github.com/lazyerofs/lazyerofs/fs/kernel"
 )
 
@@ -54,8 +55,8 @@ type Driver struct {
 // logger; Shutdown, not ctx, ends the driver.
 func New(ctx context.Context, conf Config) (*Driver, error) {
 	conf.defaults()
-	if conf.Keeper == nil || conf.Mount == nil {
-		return nil, errors.New("fanotify: a keeper of descriptors and a way to mount are required")
+	if conf.Keeper == nil {
+		return nil, errors.New("fanotify: a keeper of descriptors is required, or the end of this process turns holes into zeros")
 	}
 	d := &Driver{
 		conf:     conf,
@@ -164,7 +165,7 @@ func (d *Driver) Mount(ctx context.Context, target string, l driver.Layer) (driv
 // predecessor's group is lost; then the mount is guarded afresh and reported
 // to Config.Quarantine.
 func (d *Driver) Adopt(_ context.Context, target string, l driver.Layer) (driver.Mount, error) {
-	super, err := superblock(target)
+	super, err := erofs.SuperblockOf(target)
 	if err != nil {
 		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
 	}

@@ -5,18 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
-// sysfsRoot has one directory for each EROFS superblock: erofs-<n>, where n is
-// never used twice.
+// sysfsRoot has one directory for each EROFS superblock: erofs-<n>.
 const sysfsRoot = "/sys/fs/erofs"
 
 // mount is one mounted layer.
@@ -38,27 +36,28 @@ const (
 	released
 )
 
-// mount makes the kernel mount m, whose guard stands.
+// mount makes the kernel mount m, whose guard stands. The kernel opens the files
+// by path: a descriptor that it were handed would be one from before the mark.
 func (d *Driver) mount(ctx context.Context, m *mount, l driver.Layer) error {
 	source, err := dataPath(l.Data())
 	if err != nil {
 		return err
 	}
-	device := ""
+	conf := erofs.MountConfig{
+		Source: source, Target: m.target,
+		DirectIO: d.conf.DirectIO, ReadAheadKB: d.conf.ReadAheadKB,
+	}
 	if meta := l.Meta(); meta != nil {
-		device = source
-		if source, err = dataPath(meta); err != nil {
+		conf.Devices = []string{source}
+		if conf.Source, err = dataPath(meta); err != nil {
 			return err
 		}
 	}
-	if err := d.conf.Mount(ctx, source, device, m.target); err != nil {
+	info, err := erofs.Mount(ctx, conf)
+	if err != nil {
 		return err
 	}
-	super, err := superblock(m.target)
-	if err != nil {
-		return errors.Join(err, unix.Unmount(m.target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
-	}
-	m.settle(super)
+	m.settle(info.Superblock)
 	return nil
 }
 
@@ -162,8 +161,7 @@ func (d *Driver) awaitGone(super string) bool {
 	t := time.NewTimer(delay)
 	defer t.Stop()
 	for {
-		_, err := os.Lstat(filepath.Join(sysfsRoot, super))
-		if errors.Is(err, os.ErrNotExist) {
+		if !erofs.SuperblockAlive(super) {
 			return true
 		}
 		t.Reset(delay)
@@ -174,42 +172,6 @@ func (d *Driver) awaitGone(super string) bool {
 		}
 		delay = min(2*delay, time.Second)
 	}
-}
-
-// sysfsPath is struct fs_sysfs_path of uapi/linux/fs.h.
-type sysfsPath struct {
-	len  uint8
-	name [128]byte
-}
-
-// fsIocGetFSSysfsPath is FS_IOC_GETFSSYSFSPATH: _IOR(0x15, 1, struct
-// fs_sysfs_path), Linux 6.9.
-const fsIocGetFSSysfsPath = 2<<30 | 129<<16 | 0x15<<8 | 1
-
-// superblock returns the name below sysfsRoot of the superblock mounted at
-// target. It opens the root directory only, whose inode is in memory.
-func superblock(target string) (string, error) {
-	dir, err := os.OpenFile(target, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return "", fmt.Errorf("finding the superblock: %w", err)
-	}
-	defer func() { _ = dir.Close() }()
-	var p sysfsPath
-	var errno unix.Errno
-	err = control(dir, func(fd int) {
-		_, _, errno = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocGetFSSysfsPath, uintptr(unsafe.Pointer(&p)))
-	})
-	if err == nil && errno != 0 {
-		err = errno
-	}
-	if err != nil {
-		return "", fmt.Errorf("finding the superblock at %s: %w", target, err)
-	}
-	name, ok := strings.CutPrefix(string(p.name[:min(int(p.len), len(p.name))]), "erofs/")
-	if !ok {
-		return "", fmt.Errorf("finding the superblock: no EROFS is mounted at %s", target)
-	}
-	return name, nil
 }
 
 // superblocks lists the EROFS superblocks of the machine.

@@ -1,0 +1,74 @@
+package fanotify
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
+)
+
+// slow is a layer that is resident but never says that it is complete, so that
+// its mark stays.
+type slow struct {
+	*drivertest.Layer
+	never chan struct{}
+}
+
+func (s *slow) Complete() <-chan struct{} { return s.never }
+
+// BenchmarkResident reads 64 MiB that are resident, with cold page cache of the
+// mount, by another process: without a mark and with one, for which every read
+// of the kernel is an event.
+func BenchmarkResident(b *testing.B) {
+	const size = 64 << 20
+	img := drivertest.NewBigImage(b, size)
+	for _, block := range []int{0, 128 << 10} {
+		what := map[int]string{0: "random4K", 128 << 10: "sequential"}[block]
+		b.Run(what+"/plain", func(b *testing.B) { benchmark(b, img, Config{}, false, block) })
+		for _, readers := range []int{1, 2, 4} {
+			b.Run(fmt.Sprintf("%s/marked-%d", what, readers), func(b *testing.B) {
+				benchmark(b, img, Config{Readers: readers}, true, block)
+			})
+		}
+		b.Run(what+"/plain-1M", func(b *testing.B) { benchmark(b, img, Config{ReadAheadKB: 1024}, false, block) })
+		b.Run(what+"/marked-1M", func(b *testing.B) { benchmark(b, img, Config{ReadAheadKB: 1024}, true, block) })
+	}
+}
+
+func benchmark(b *testing.B, img *drivertest.Image, conf Config, marked bool, block int) {
+	k := &drivertest.Keeper{}
+	d := newDriver(b, k, conf)
+	dir, target := b.TempDir(), b.TempDir()
+	inner := drivertest.NewLayer(b, dir, "big", img)
+	require.NoError(b, inner.Fill(b.Context()))
+	l := &slow{Layer: inner, never: make(chan struct{})}
+	if !marked {
+		close(l.never)
+	}
+	m, err := d.Mount(b.Context(), target, l)
+	require.NoError(b, err)
+	var total time.Duration
+	events := d.Stats().Hits
+	for b.Loop() {
+		took, err := drivertest.TimeReads(b.Context(), filepath.Join(target, "big"), block)
+		require.NoError(b, err)
+		total += took
+	}
+	events = d.Stats().Hits - events
+	n := float64(b.N)
+	if block == 0 {
+		b.ReportMetric(total.Seconds()*1e6/n/float64(len(img.Data)/4096), "us/read")
+	} else {
+		b.ReportMetric(float64(len(img.Data))*n/1e6/total.Seconds(), "MB/s")
+	}
+	b.ReportMetric(float64(events)/n, "events/op")
+	require.NoError(b, m.Close(b.Context()))
+	<-m.Done()
+	require.NoError(b, d.Shutdown(b.Context()))
+	require.NoError(b, inner.Close())
+	require.NoError(b, k.Close())
+}
