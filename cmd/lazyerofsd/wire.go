@@ -155,7 +155,6 @@ func (d *daemon) wireDriver(ctx context.Context, cacheDir string, left inheritan
 	fan, err := fanotify.New(ctx, fanotify.Config{
 		Keeper:    d.notify,
 		Inherited: left,
-		Mount:     mountErofs,
 		Quarantine: func(ids []string, why error) {
 			d.files.Quarantine(ids, why)
 		},

@@ -150,7 +150,7 @@ func (d *Driver) Probe(cacheDir string) error {
 // opened before anything marked the file, which is so for a file that is not
 // mounted. A complete layer is mounted without a mark.
 func (d *Driver) Mount(ctx context.Context, target string, l driver.Layer) (driver.Mount, error) {
-	m, err := d.prepare(target, l, false)
+	m, _, err := d.prepare(target, l)
 	if err != nil {
 		return nil, fmt.Errorf("mounting layer %s at %s: %w", l.ID(), target, err)
 	}
@@ -169,55 +169,55 @@ func (d *Driver) Adopt(_ context.Context, target string, l driver.Layer) (driver
 	if err != nil {
 		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
 	}
-	m, err := d.prepare(target, l, true)
+	m, fresh, err := d.prepare(target, l)
 	if err != nil {
 		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
 	}
 	m.settle(super)
+	if fresh {
+		d.conf.Quarantine([]string{l.ID()}, ErrUnguarded)
+	}
 	return m, nil
 }
 
-// prepare makes the guard of one mount, if it needs one.
-func (d *Driver) prepare(target string, l driver.Layer, adopt bool) (*mount, error) {
+// prepare makes the guard of one mount, if it needs one; fresh says that the
+// data file had none.
+func (d *Driver) prepare(target string, l driver.Layer) (m *mount, fresh bool, err error) {
 	k, err := keyOf(l.Data())
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.down {
-		return nil, ErrShutdown
+		return nil, false, ErrShutdown
 	}
-	m := &mount{d: d, target: target, layer: l, done: make(chan struct{})}
+	m = &mount{d: d, target: target, layer: l, done: make(chan struct{})}
 	old := (*d.table.Load())[k]
 	if completed(l) && old == nil {
 		d.mounts[m] = struct{}{}
-		return m, nil
+		return m, false, nil
 	}
 	if !d.started {
 		if err := d.start(nil); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	if old != nil && old.writer != nil {
 		same, err := sameOpenFile(old.writer, l.Data())
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if !same {
-			return nil, fmt.Errorf("its data file was opened anew, but it is marked: open it on the inherited %s",
+			return nil, false, fmt.Errorf("its data file was opened anew, but it is marked: open it on the inherited %s",
 				WriterName(l.ID()))
 		}
 	}
-	m.guard, err = d.protect(l, k)
-	if err != nil {
-		return nil, err
+	if m.guard, err = d.protect(l, k); err != nil {
+		return nil, false, err
 	}
 	d.mounts[m] = struct{}{}
-	if adopt && old == nil {
-		d.conf.Quarantine([]string{l.ID()}, ErrUnguarded)
-	}
-	return m, nil
+	return m, old == nil, nil
 }
 
 // Settle says that no more adoptions come: events of inherited layers that

@@ -46,6 +46,9 @@ func (d *Driver) mount(ctx context.Context, m *mount, l driver.Layer) error {
 	conf := erofs.MountConfig{
 		Source: source, Target: m.target,
 		DirectIO: d.conf.DirectIO, ReadAheadKB: d.conf.ReadAheadKB,
+		// Whoever shows the layer to a container sets the flags; a single layer
+		// that is bound as it is has only these.
+		Suid: true, Dev: true,
 	}
 	if meta := l.Meta(); meta != nil {
 		conf.Devices = []string{source}
