@@ -153,7 +153,9 @@ func writeImage(t *testing.T, tree *Tree, files []wantFile, o WriteOptions) test
 		require.NoError(t, err)
 	}
 	require.NoError(t, out.Truncate(l.MetaSize()+alignUp(end, block)))
-	return testImage{path, l, tree}
+	img := testImage{path, l, tree}
+	checkParse(t, img, o)
+	return img
 }
 
 // mountKernel mounts an image read-only with plain mount(2), for the time of
