@@ -66,10 +66,10 @@ func StartRegistry(dir string) (*Registry, error) {
 		// Its timer could not be stopped, and nothing here lives for a week.
 		"maintenance": {"uploadpurging": map[any]any{"enabled": false, "age": "168h", "interval": "24h", "dryrun": false}},
 	}}
-	config.Log.Level = "error"
+	config.Log.Level = "fatal" // a HEAD of what is not there yet is logged as an error
 	config.Log.AccessLog.Disabled = true
 	config.HTTP.Secret = hex.EncodeToString(secret)
-	logrus.SetLevel(logrus.ErrorLevel) // the only way to quiet the registry's start-up lines
+	logrus.SetLevel(logrus.FatalLevel) // start-up lines go through the global logger
 
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {

@@ -19,20 +19,7 @@ die() {
 	exit 1
 }
 
-# mirror prints the first Debian archive that the machine's sources name, in
-# either of the two syntaxes that apt reads. Security archives hold no suite of
-# this package.
-mirror() {
-	for f in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
-		[ -f "$f" ] && sed -n 's/^deb \(\[[^]]*\] *\)\{0,1\}\([^ ]*\).*/\2/p' "$f"
-	done
-	for f in /etc/apt/sources.list.d/*.sources; do
-		[ -f "$f" ] && sed -n 's/^URIs: *\([^ ]*\).*/\1/p' "$f"
-	done | cat
-}
-
-base=$(mirror | grep '/debian/*$' | head -n 1)
-[ -n "$base" ] || die "no Debian archive in /etc/apt/sources.list or /etc/apt/sources.list.d; add one"
+base=$("$(dirname "$0")/apt-mirror.sh" debian)
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
