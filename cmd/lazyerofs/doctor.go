@@ -1,0 +1,66 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/doctor"
+	"github.com/lazyerofs/lazyerofs/fs/driver/all"
+	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
+)
+
+// noKeeper stands where drivers are only probed: nothing is mounted, so there
+// is nothing to keep.
+type noKeeper struct{}
+
+func (noKeeper) Put(string, *os.File) error { return errors.New("doctor keeps no descriptors") }
+func (noKeeper) Remove(string) error        { return nil }
+
+func newDoctorCmd() *cobra.Command {
+	var (
+		cfg    doctor.Config
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "say what this machine can do for lazy layers, and why not",
+		Example: `  lazyerofs doctor
+  lazyerofs doctor --json | jq .driver`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			drivers, err := all.New(cmd.Context(), all.Config{Fanotify: fanotify.Config{Keeper: noKeeper{}}})
+			if err != nil {
+				return err
+			}
+			cfg.Drivers = drivers
+			report, err := doctor.Run(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				err = enc.Encode(report)
+			} else {
+				err = report.Print(cmd.OutOrStdout())
+			}
+			if err != nil {
+				return fmt.Errorf("printing the report: %w", err)
+			}
+			if report.Driver == "" {
+				return errors.New("no driver works here; see the reasons above")
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.CacheDir, "root", "/var/lib/lazyerofs", "state `directory` of the daemon; its file system decides what works")
+	f.StringVar(&cfg.Address, "address", "/run/lazyerofs/lazyerofs.sock", "`socket` of the daemon")
+	f.StringVar(&cfg.ContainerdConfig, "containerd-config", "/etc/containerd/config.toml", "containerd's configuration `file`")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes, as --help says them.
+const (
+	exitOK    = 0
+	exitError = 1
+	exitUsage = 2
+)
+
+// version is set by the linker; without it the build information says it.
+var version string
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run executes the command line and returns the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	started := false
+	root := newRootCmd()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("interrupted: %w", err)
+	}
+	if _, werr := fmt.Fprintln(stderr, "lazyerofs:", err); werr != nil {
+		return exitError
+	}
+	// Cobra refuses unknown commands, flags and arguments before it starts a
+	// command; everything after that is about the work.
+	if !started {
+		return exitUsage
+	}
+	return exitError
+}
+
+func newRootCmd() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "lazyerofs",
+		Short: "container images that start before they are downloaded",
+		Long: `lazyerofs makes and uses container images whose layers are mounted straight from
+the registry: what is read is fetched, verified and kept.
+
+Exit codes: 0 success, 1 failure, 2 wrong usage.`,
+		Version:       buildVersion(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(commands()...)
+	return root
+}
+
+// commands is the one list of verbs, each in a file of its own.
+func commands() []*cobra.Command {
+	return []*cobra.Command{
+		newMountCmd(),
+		newUmountCmd(),
+		newInspectCmd(),
+		newDoctorCmd(),
+	}
+}
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func runCLI(args ...string) (code int, stdout, stderr string) {
+	var out, err bytes.Buffer
+	code = run(args, &out, &err)
+	return code, out.String(), err.String()
+}
+
+func TestUsageErrorsExitWith2(t *testing.T) {
+	for _, args := range [][]string{
+		{"nonsense"}, {"mount"}, {"mount", "only-one"}, {"umount"}, {"doctor", "--nonsense"}, {"inspect", "a", "b"},
+	} {
+		code, _, stderr := runCLI(args...)
+		require.Equal(t, exitUsage, code, "%v", args)
+		require.Equal(t, 1, strings.Count(stderr, "\n"), "%v: %s", args, stderr)
+	}
+}
+
+func TestFailuresExitWith1AndOneSentence(t *testing.T) {
+	code, _, stderr := runCLI("inspect", "UPPER CASE")
+	require.Equal(t, exitError, code)
+	require.Contains(t, stderr, `"UPPER CASE" is not valid`)
+	code, _, stderr = runCLI("mount", "--platform", "a/b/c/d", "localhost:1/x", t.TempDir())
+	require.Equal(t, exitError, code)
+	require.Contains(t, stderr, "write it like linux/arm64")
+}
+
+func TestEveryCommandHasHelpWithExamplesAndCompletions(t *testing.T) {
+	for _, c := range commands() {
+		require.NotEmpty(t, c.Short, c.Name())
+		require.NotEmpty(t, c.Example, c.Name())
+		code, out, _ := runCLI(c.Name(), "--help")
+		require.Equal(t, exitOK, code)
+		require.Contains(t, out, "Examples:")
+	}
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		code, out, _ := runCLI("completion", shell)
+		require.Equal(t, exitOK, code)
+		require.NotEmpty(t, out)
+	}
+}
+
+func TestDoctorFindsADriverHere(t *testing.T) {
+	code, out, stderr := runCLI("doctor", "--root", t.TempDir(), "--json")
+	require.Equal(t, exitOK, code, stderr)
+	var report struct{ Driver string }
+	require.NoError(t, json.Unmarshal([]byte(out), &report))
+	require.Equal(t, "fanotify", report.Driver)
+	code, out, _ = runCLI("doctor", "--root", t.TempDir())
+	require.Equal(t, exitOK, code)
+	require.Contains(t, out, "served by the fanotify driver")
+}

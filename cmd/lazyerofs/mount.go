@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
+	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/mounts"
+	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/standalone"
+)
+
+// mountNamespace is the containerd namespace of what is mounted from the
+// command line.
+const mountNamespace = "lazyerofs"
+
+// instanceFlags adds the flags that choose the standalone daemon.
+func instanceFlags(cmd *cobra.Command, i *standalone.Instance) {
+	f := cmd.Flags()
+	f.StringVar(&i.Root, "root", standalone.DefaultRoot, "state `directory` of the daemon that serves the mounts")
+	f.StringVar(&i.Address, "address", standalone.DefaultAddress, "`socket` of that daemon")
+}
+
+func newMountCmd() *cobra.Command {
+	var (
+		inst     standalone.Instance
+		pull     registryFlags
+		writable bool
+	)
+	cmd := &cobra.Command{
+		Use:   "mount IMAGE DIR",
+		Short: "mount an image without downloading it",
+		Long: `Mount a lazy image at a directory. Nothing is downloaded but metadata; what is
+read is fetched, verified and kept. A daemon in the background serves the mount
+until "lazyerofs umount DIR".`,
+		Example: `  lazyerofs mount registry.example.com/app:lazy /mnt
+  lazyerofs mount --writable localhost:5000/python:lazy /mnt`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			inst.CertsDir = pull.certsDir
+			return mountImage(cmd.Context(), inst, &pull, args[0], args[1], writable)
+		},
+	}
+	instanceFlags(cmd, &inst)
+	pull.add(cmd)
+	cmd.Flags().BoolVar(&writable, "writable", false, "allow changes, which umount throws away")
+	return cmd
+}
+
+func mountImage(ctx context.Context, inst standalone.Instance, pull *registryFlags, ref, dir string, writable bool) (err error) {
+	hosts, platform, err := pull.open()
+	if err != nil {
+		return err
+	}
+	defer hosts.Close()
+	img, err := image.Resolve(ctx, ref, dockerHosts(hosts), platform)
+	if err != nil {
+		return err
+	}
+	conn, err := inst.Ensure(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeInto(&err, conn)
+	ctx = namespaces.WithNamespace(ctx, mountNamespace)
+	client := mountsClient(conn)
+	if err := client.Mount(ctx, img, dir, writable); err != nil {
+		return errors.Join(err, stopIfIdle(context.WithoutCancel(ctx), inst, client))
+	}
+	return nil
+}
+
+func newUmountCmd() *cobra.Command {
+	var inst standalone.Instance
+	cmd := &cobra.Command{
+		Use:     "umount DIR",
+		Aliases: []string{"unmount"},
+		Short:   "unmount an image that mount has mounted",
+		Example: "  lazyerofs umount /mnt",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			ctx := namespaces.WithNamespace(cmd.Context(), mountNamespace)
+			conn, err := inst.Dial(ctx)
+			if errors.Is(err, os.ErrNotExist) {
+				// A daemon that died with its supervisor left the mount: start one to
+				// take it down in order.
+				conn, err = inst.Ensure(ctx)
+			}
+			if err != nil {
+				return err
+			}
+			defer closeInto(&err, conn)
+			client := mountsClient(conn)
+			if err := client.Unmount(ctx, args[0]); err != nil {
+				return errors.Join(err, stopIfIdle(context.WithoutCancel(ctx), inst, client))
+			}
+			return stopIfIdle(ctx, inst, client)
+		},
+	}
+	instanceFlags(cmd, &inst)
+	return cmd
+}
+
+func mountsClient(conn *grpc.ClientConn) *mounts.Client {
+	return &mounts.Client{Snapshotter: proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "lazyerofs")}
+}
+
+// stopIfIdle ends the daemon once nothing is mounted: what was started by a
+// command must not stay behind for good.
+func stopIfIdle(ctx context.Context, inst standalone.Instance, client *mounts.Client) error {
+	dirs, err := client.Dirs(ctx)
+	if err != nil {
+		return err
+	}
+	if len(dirs) > 0 {
+		return nil
+	}
+	return inst.Stop()
+}
+
+// closeInto closes c and reports its error unless there is an earlier one.
+func closeInto(err *error, c io.Closer) {
+	if cerr := c.Close(); cerr != nil && *err == nil {
+		*err = fmt.Errorf("closing: %w", cerr)
+	}
+}

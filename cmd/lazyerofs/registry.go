@@ -1,0 +1,44 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+
+	"github.com/lazyerofs/lazyerofs/fs/remote"
+)
+
+// registryFlags choose the registry's configuration and the platform.
+type registryFlags struct {
+	certsDir string
+	platform string
+}
+
+func (r *registryFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&r.certsDir, "hosts-dir", remote.DefaultCertsDir, "`directory` with HOST/hosts.toml, as containerd reads it")
+	f.StringVar(&r.platform, "platform", "", "`os/arch[/variant]` to choose from a multi-platform image (default this machine's)")
+}
+
+// open returns the hosts, which the caller closes, and the platform.
+func (r *registryFlags) open() (*remote.HostSet, ocispec.Platform, error) {
+	platform := platforms.DefaultSpec()
+	if r.platform != "" {
+		var err error
+		if platform, err = platforms.Parse(r.platform); err != nil {
+			return nil, platform, fmt.Errorf("platform %q is not valid; write it like linux/arm64: %w", r.platform, err)
+		}
+	}
+	return remote.NewHosts(remote.HostsConfig{CertsDir: r.certsDir}), platform, nil
+}
+
+// dockerHosts gives hosts in the form that containerd's resolver takes.
+func dockerHosts(h *remote.HostSet) docker.RegistryHosts {
+	return func(host string) ([]docker.RegistryHost, error) {
+		return h.RegistryHosts(reference.Spec{Locator: host + "/"})
+	}
+}
