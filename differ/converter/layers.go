@@ -1,0 +1,251 @@
+package converter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lazyerofs/lazyerofs/differ"
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
+)
+
+// job is one distinct layer, whichever images it is in.
+type job struct {
+	desc    ocispec.Descriptor
+	diffIDs []digest.Digest // that configs claim; all must be the same
+	result  LayerResult
+}
+
+// convertLayers converts every distinct layer of the images once.
+func (c *conversion) convertLayers(ctx context.Context, imgs []*image) error {
+	var order []*job
+	for _, img := range imgs {
+		for i, l := range img.manifest.Layers {
+			if err := checkLayer(l); err != nil {
+				return fmt.Errorf("%s: %w", c.src, err)
+			}
+			j, ok := c.jobs[l.Digest]
+			if !ok {
+				j = &job{desc: l}
+				c.jobs[l.Digest] = j
+				order = append(order, j)
+			}
+			j.diffIDs = append(j.diffIDs, img.config.RootFS.DiffIDs[i])
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(c.opts.Parallel)
+	for _, j := range order {
+		g.Go(func() error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			var err error
+			if isNative(j.desc.MediaType) {
+				err = c.reuse(ctx, j)
+			} else {
+				err = c.convert(ctx, j)
+			}
+			if err != nil {
+				return fmt.Errorf("layer %s of %s: %w", j.desc.Digest, c.src, err)
+			}
+			c.opts.Progress(Event{Layer: j.desc.Digest, Phase: Done, Bytes: j.result.Size, Total: j.result.Size, Result: &j.result})
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// isNative tells layers that are EROFS already.
+func isNative(mediaType string) bool {
+	switch mediaType {
+	case chunk.MediaTypeLayer, chunk.MediaTypeLayerZstd, chunk.MediaTypeDraftLayer, chunk.MediaTypeDraftLayerZstd:
+		return true
+	}
+	return false
+}
+
+// checkLayer refuses what is neither native nor a tar that can be read.
+func checkLayer(l ocispec.Descriptor) error {
+	if err := l.Digest.Validate(); err != nil {
+		return fmt.Errorf("layer digest %.80q: %w", string(l.Digest), err)
+	}
+	if l.Size < 0 {
+		return fmt.Errorf("layer %s has a negative size", l.Digest)
+	}
+	if isNative(l.MediaType) {
+		return nil
+	}
+	base, _, _ := strings.Cut(l.MediaType, "+")
+	switch {
+	case strings.HasSuffix(l.MediaType, "+encrypted"):
+		return fmt.Errorf("layer %s is encrypted; decrypt the image first", l.Digest)
+	case base == "application/vnd.oci.image.layer.v1.tar", strings.HasPrefix(base, "application/vnd.docker.image.rootfs.diff.tar"):
+		return nil
+	}
+	return fmt.Errorf("layer %s is a %q; only tar layers (plain, gzip, zstd) and native EROFS layers can be converted", l.Digest, l.MediaType)
+}
+
+// reuse carries a native layer over as it is.
+func (c *conversion) reuse(ctx context.Context, j *job) error {
+	start := time.Now()
+	j.result = LayerResult{
+		Source: j.desc.Digest, Digest: j.desc.Digest, SourceSize: j.desc.Size, Size: j.desc.Size,
+		DiffID: j.diffIDs[0], Reused: true, desc: j.desc,
+	}
+	existed, err := c.dst.Put(ctx, mountable(j.desc, c.src, c.dst), func(ctx context.Context) (io.ReadCloser, error) {
+		rc, err := c.src.Open(ctx, j.desc)
+		if err != nil {
+			return nil, err
+		}
+		return newChecked(ctx, rc, j.desc, c.progress(j, Push, j.desc.Size)), nil
+	})
+	j.result.Existed, j.result.Seconds = existed, time.Since(start).Seconds()
+	return err
+}
+
+// convert makes a native layer of a tar and puts it.
+func (c *conversion) convert(ctx context.Context, j *job) (err error) {
+	start := time.Now()
+	rc, err := c.src.Open(ctx, j.desc)
+	if err != nil {
+		return err
+	}
+	in := newChecked(ctx, rc, j.desc, c.progress(j, Convert, j.desc.Size))
+	defer in.Close()
+	blob, err := tempFile(c.opts.WorkDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, blob.Close()) }()
+	cfg := c.opts.Layer
+	cfg.Progress = nil
+	res, err := differ.Convert(ctx, in, blob, cfg)
+	if verr := in.verify(err == nil); verr != nil {
+		return verr // a tar that makes no sense is only a consequence
+	}
+	if err != nil {
+		return err
+	}
+	for _, id := range j.diffIDs {
+		if id != res.TarDiffID {
+			return fmt.Errorf("its tar is %s, but the image's config says %s", res.TarDiffID, id)
+		}
+	}
+	d := res.Descriptor
+	existed, err := c.dst.Put(ctx, d, func(ctx context.Context) (io.ReadCloser, error) {
+		report := c.progress(j, Push, d.Size)
+		return &counting{ctx: ctx, r: io.NewSectionReader(blob, 0, d.Size), report: report}, nil
+	})
+	if err != nil {
+		return err
+	}
+	j.result = LayerResult{
+		Source: j.desc.Digest, Digest: d.Digest, SourceSize: in.n, Size: d.Size, DiffID: res.DiffID, Existed: existed,
+		TarSize: res.TarSize, ImageSize: res.ImageSize, MetaSize: res.MetaSize, IndexSize: res.IndexSize, SpoolSize: res.SpoolSize,
+		Chunks: res.Chunks, Inodes: res.Inodes, Seconds: time.Since(start).Seconds(), desc: d,
+	}
+	return nil
+}
+
+func (c *conversion) progress(j *job, p Phase, total int64) func(int64) {
+	return func(n int64) { c.opts.Progress(Event{Layer: j.desc.Digest, Phase: p, Bytes: n, Total: total}) }
+}
+
+// tempFile returns a file that has no name any more.
+func tempFile(dir string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, "lazyerofs-blob-*")
+	if err != nil {
+		return nil, fmt.Errorf("making a file for the blob: %w", err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// counting reports how far a reader is and stops with its context. It seeks
+// where the reader below does, so that a push can start again.
+type counting struct {
+	ctx    context.Context // of the one transfer that the reader serves
+	r      io.Reader
+	n      int64
+	report func(int64)
+}
+
+func (c *counting) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	c.report(c.n)
+	return n, err
+}
+
+func (c *counting) Seek(off int64, whence int) (int64, error) {
+	s, ok := c.r.(io.Seeker)
+	if !ok {
+		return 0, errors.New("this stream cannot go back")
+	}
+	n, err := s.Seek(off, whence)
+	c.n = n
+	return n, err
+}
+
+func (c *counting) Close() error { return nil }
+
+// checked is a blob on its way in, whose size and digest are held against its
+// descriptor.
+type checked struct {
+	counting
+	rc   io.Closer
+	sum  digest.Verifier
+	desc ocispec.Descriptor
+}
+
+func newChecked(ctx context.Context, rc io.ReadCloser, desc ocispec.Descriptor, report func(int64)) *checked {
+	v := desc.Digest.Verifier()
+	return &checked{
+		counting: counting{ctx: ctx, r: io.TeeReader(rc, v), report: report},
+		rc:       rc, sum: v, desc: desc,
+	}
+}
+
+// maxJudge is how much of a layer that failed to convert is still read to tell
+// whether the registry is to blame or the image.
+const maxJudge = 64 << 20
+
+// verify reads what is left and compares. When the conversion failed (whole is
+// false) there is a verdict only if the rest is short and comes.
+func (c *checked) verify(whole bool) error {
+	limit := int64(maxJudge)
+	if whole {
+		limit = c.desc.Size + 1
+	}
+	n, err := io.CopyN(io.Discard, c, limit)
+	ended := errors.Is(err, io.EOF)
+	if !whole && !ended {
+		return nil
+	}
+	if err != nil && !ended {
+		return err
+	}
+	if n == limit {
+		return fmt.Errorf("more bytes came than the %d of its descriptor", c.desc.Size)
+	}
+	if c.n != c.desc.Size || !c.sum.Verified() {
+		return errors.New("the bytes that came do not match its digest")
+	}
+	return nil
+}
+
+func (c *checked) Close() error { return c.rc.Close() }

@@ -1,0 +1,183 @@
+package converter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/content/oci"
+	"oras.land/oras-go/v2/errdef"
+)
+
+// maxJSON bounds every JSON document that is read into memory.
+const maxJSON = 8 << 20
+
+// layoutSource reads an image from an OCI layout directory.
+type layoutSource struct{ name, dir, tag string }
+
+func (s *layoutSource) String() string { return s.name }
+
+func (s *layoutSource) Close() error { return nil }
+
+func (s *layoutSource) Root(context.Context) (ocispec.Descriptor, error) {
+	idx, err := readIndex(s.dir)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("reading OCI layout %s: %w", s.dir, err)
+	}
+	desc, err := choose(idx.Manifests, s.tag)
+	if err != nil {
+		return desc, fmt.Errorf("%s: %w", s.name, err)
+	}
+	return desc, nil
+}
+
+func (s *layoutSource) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	return oci.NewStorageFromFS(os.DirFS(s.dir)).Fetch(ctx, desc)
+}
+
+// refName is where layouts and archives keep the name of an image.
+var refNames = []string{ocispec.AnnotationRefName, "io.containerd.image.name"}
+
+// choose returns the entry that tag names, or the only one.
+func choose(ms []ocispec.Descriptor, tag string) (ocispec.Descriptor, error) {
+	var names []string
+	for _, m := range ms {
+		for _, key := range refNames {
+			name := m.Annotations[key]
+			if name != "" && name == tag {
+				return m, nil
+			}
+			if name != "" && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+		if tag != "" && m.Digest.String() == tag {
+			return m, nil
+		}
+	}
+	same := len(ms) > 0 && !slices.ContainsFunc(ms, func(m ocispec.Descriptor) bool { return m.Digest != ms[0].Digest })
+	switch {
+	case len(ms) == 0:
+		return ocispec.Descriptor{}, errors.New("it holds no image")
+	case tag != "":
+		return ocispec.Descriptor{}, fmt.Errorf("no image is named %q; it holds %q", tag, names)
+	case same:
+		return ms[0], nil
+	}
+	return ocispec.Descriptor{}, fmt.Errorf("it holds %d images; add :TAG with one of %q", len(ms), names)
+}
+
+func readIndex(dir string) (ocispec.Index, error) {
+	var idx ocispec.Index
+	f, err := os.Open(filepath.Join(dir, ocispec.ImageIndexFile))
+	if err != nil {
+		return idx, err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxJSON))
+	if err != nil {
+		return idx, err
+	}
+	if err := json.Unmarshal(raw, &idx); err != nil {
+		return idx, fmt.Errorf("%s is not JSON: %w", ocispec.ImageIndexFile, err)
+	}
+	return idx, nil
+}
+
+// layoutTarget writes an image into an OCI layout directory, beside what that
+// already holds.
+type layoutTarget struct {
+	name, dir, tag string
+	store          *oci.Storage
+}
+
+func newLayoutTarget(name, dir, tag string) (*layoutTarget, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("making OCI layout %s: %w", dir, err)
+	}
+	store, err := oci.NewStorage(dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening OCI layout %s: %w", dir, err)
+	}
+	return &layoutTarget{name: name, dir: dir, tag: tag, store: store}, nil
+}
+
+func (t *layoutTarget) String() string { return t.name }
+
+func (t *layoutTarget) Close() error { return nil }
+
+func (t *layoutTarget) Put(ctx context.Context, desc ocispec.Descriptor, open func(context.Context) (io.ReadCloser, error)) (bool, error) {
+	if ok, err := t.store.Exists(ctx, desc); err != nil || ok {
+		return ok, err
+	}
+	rc, err := open(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer rc.Close()
+	err = t.store.Push(ctx, desc, rc)
+	if errors.Is(err, errdef.ErrAlreadyExists) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("writing %s into %s: %w", desc.Digest, t.name, err)
+	}
+	return false, nil
+}
+
+// Finish names root in index.json, in place of what had the name before.
+func (t *layoutTarget) Finish(_ context.Context, root ocispec.Descriptor, _ []byte) error {
+	idx, err := readIndex(t.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading OCI layout %s: %w", t.dir, err)
+	}
+	idx.Versioned = specs.Versioned{SchemaVersion: 2}
+	idx.MediaType = ocispec.MediaTypeImageIndex
+	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(m ocispec.Descriptor) bool {
+		return m.Annotations[ocispec.AnnotationRefName] == t.tag
+	})
+	root.Annotations = map[string]string{ocispec.AnnotationRefName: t.tag}
+	idx.Manifests = append(idx.Manifests, root)
+	raw, err := json.Marshal(idx)
+	if err != nil {
+		return err
+	}
+	layout, err := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+	if err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(t.dir, ocispec.ImageLayoutFile), layout); err != nil {
+		return err
+	}
+	// Where blobs were written before they had their names; in use, it stays.
+	_ = os.Remove(filepath.Join(t.dir, "ingest"))
+	return writeFile(filepath.Join(t.dir, ocispec.ImageIndexFile), raw)
+}
+
+// writeFile replaces a file in one step, so that a reader sees the old or the
+// new content.
+func writeFile(path string, b []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

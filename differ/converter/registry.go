@@ -1,0 +1,141 @@
+package converter
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// newResolver returns containerd's resolver, which does authorization,
+// mirrors and retries.
+func newResolver(hosts docker.RegistryHosts) remotes.Resolver {
+	return docker.NewResolver(docker.ResolverOptions{Hosts: hosts})
+}
+
+// registrySource reads an image from a registry.
+type registrySource struct {
+	name, ref  string
+	host, repo string
+	resolver   remotes.Resolver
+}
+
+func (s *registrySource) String() string { return s.name }
+
+func (s *registrySource) Origin() (host, repo string) { return s.host, s.repo }
+
+func (s *registrySource) Close() error { return nil }
+
+func (s *registrySource) Root(ctx context.Context) (ocispec.Descriptor, error) {
+	_, desc, err := s.resolver.Resolve(ctx, s.ref)
+	if err != nil {
+		return ocispec.Descriptor{}, sentence(err)
+	}
+	return desc, nil
+}
+
+func (s *registrySource) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	f, err := s.resolver.Fetcher(ctx, s.ref)
+	if err != nil {
+		return nil, sentence(err)
+	}
+	// URLs in a descriptor are the image author's; the registry is the user's choice.
+	desc.URLs = nil
+	rc, err := f.Fetch(ctx, desc)
+	if err != nil {
+		return nil, sentence(err)
+	}
+	return rc, nil
+}
+
+// registryTarget pushes an image.
+type registryTarget struct {
+	name, repo, tag, host string
+	hosts                 docker.RegistryHosts
+	resolver              remotes.Resolver
+}
+
+func (t *registryTarget) String() string { return t.name }
+
+func (t *registryTarget) Close() error { return nil }
+
+// Put pushes by digest: the tag comes last.
+func (t *registryTarget) Put(ctx context.Context, desc ocispec.Descriptor, open func(context.Context) (io.ReadCloser, error)) (bool, error) {
+	return t.push(ctx, t.resolver, t.repo+"@"+desc.Digest.String(), desc, open)
+}
+
+func (t *registryTarget) Finish(ctx context.Context, root ocispec.Descriptor, raw []byte) error {
+	// A resolver remembers what it pushed and would not push the same manifest
+	// again under its tag.
+	_, err := t.push(ctx, newResolver(t.hosts), t.repo+":"+t.tag, root, func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(raw)), nil
+	})
+	return err
+}
+
+func (t *registryTarget) push(ctx context.Context, resolver remotes.Resolver, ref string, desc ocispec.Descriptor, open func(context.Context) (io.ReadCloser, error)) (_ bool, err error) {
+	p, err := resolver.Pusher(ctx, ref)
+	if err != nil {
+		return false, sentence(err)
+	}
+	// The pusher keeps a goroutine with the request until it is done or cancelled.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := p.Push(ctx, desc)
+	if errdefs.IsAlreadyExists(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("pushing %s to %s: %w", desc.Digest, t.name, sentence(err))
+	}
+	defer func() {
+		if cerr := w.Close(); err == nil && cerr != nil && !errors.Is(cerr, io.ErrClosedPipe) {
+			err = cerr
+		}
+	}()
+	rc, err := open(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer rc.Close()
+	if err := content.Copy(ctx, w, rc, desc.Size, desc.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
+		return false, fmt.Errorf("pushing %s to %s: %w", desc.Digest, t.name, sentence(err))
+	}
+	return false, nil
+}
+
+// mountable adds to desc the hint by which the pusher asks the registry to
+// mount the blob from the source's repository.
+func mountable(desc ocispec.Descriptor, src Source, dst Target) ocispec.Descriptor {
+	from, ok := src.(origin)
+	to, isRegistry := dst.(*registryTarget)
+	if !ok || !isRegistry {
+		return desc
+	}
+	host, repo := from.Origin()
+	if host == to.host {
+		name := (&url.URL{Host: host}).Hostname() // the pusher looks for it without a port
+		desc.Annotations = map[string]string{labels.LabelDistributionSource + "." + name: repo}
+	}
+	return desc
+}
+
+// sentence makes the resolver's errors say what to do.
+func sentence(err error) error {
+	switch {
+	case errdefs.IsNotFound(err):
+		return fmt.Errorf("%w; check the name and the tag", err)
+	case errors.Is(err, docker.ErrInvalidAuthorization), errdefs.IsUnauthorized(err):
+		return fmt.Errorf("%w; log in with docker login, or check its credentials", err)
+	}
+	return err
+}

@@ -1,0 +1,209 @@
+package converter
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// image is one manifest that is converted.
+type image struct {
+	desc      ocispec.Descriptor
+	manifest  ocispec.Manifest
+	config    ocispec.Image
+	rawConfig []byte
+	platform  ocispec.Platform
+}
+
+// maxDepth bounds indexes inside indexes, maxEntries the entries of one.
+const (
+	maxDepth   = 3
+	maxEntries = 1000
+)
+
+// candidate is a manifest of an index, with the platform that the index says.
+type candidate struct {
+	desc     ocispec.Descriptor
+	platform *ocispec.Platform
+}
+
+// selectImages returns the images to convert and the names of what is none.
+func (c *conversion) selectImages(ctx context.Context, root ocispec.Descriptor) ([]*image, []string, error) {
+	cands, skipped, err := c.candidates(ctx, root, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.opts.AllPlatforms {
+		var imgs []*image
+		for _, cand := range cands {
+			if cand.platform != nil && cand.platform.OS != "linux" {
+				skipped = append(skipped, platforms.Format(*cand.platform))
+				continue
+			}
+			img, err := c.load(ctx, cand)
+			if err != nil {
+				return nil, nil, err
+			}
+			imgs = append(imgs, img)
+		}
+		if len(imgs) == 0 {
+			return nil, nil, fmt.Errorf("%s holds no Linux image", c.src)
+		}
+		return imgs, skipped, nil
+	}
+	var imgs []*image
+	for _, p := range c.opts.Platforms {
+		img, err := c.best(ctx, cands, p)
+		if err != nil {
+			return nil, nil, err
+		}
+		if !slices.ContainsFunc(imgs, func(i *image) bool { return i.desc.Digest == img.desc.Digest }) {
+			imgs = append(imgs, img)
+		}
+	}
+	return imgs, nil, nil
+}
+
+// candidates lists the image manifests that root leads to.
+func (c *conversion) candidates(ctx context.Context, root ocispec.Descriptor, depth int) (cands []candidate, skipped []string, err error) {
+	if images.IsManifestType(root.MediaType) {
+		return []candidate{{desc: root, platform: root.Platform}}, nil, nil
+	}
+	if !images.IsIndexType(root.MediaType) || depth == maxDepth {
+		return nil, nil, fmt.Errorf("%s: %s is a %q, which is no image", c.src, root.Digest, root.MediaType)
+	}
+	raw, err := c.readJSON(ctx, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	var idx ocispec.Index
+	if err := json.Unmarshal(raw, &idx); err != nil {
+		return nil, nil, fmt.Errorf("index %s is not JSON: %w", root.Digest, err)
+	}
+	if len(idx.Manifests) > maxEntries {
+		return nil, nil, fmt.Errorf("index %s has %d entries; at most %d are read", root.Digest, len(idx.Manifests), maxEntries)
+	}
+	for _, m := range idx.Manifests {
+		// Build records name the platform "unknown/unknown" and speak about
+		// manifests that the new image no longer has.
+		isImage := images.IsManifestType(m.MediaType) || images.IsIndexType(m.MediaType)
+		if !isImage || m.ArtifactType != "" || (m.Platform != nil && m.Platform.OS == "unknown") {
+			skipped = append(skipped, m.Digest.String())
+			continue
+		}
+		more, skip, err := c.candidates(ctx, m, depth+1)
+		if err != nil {
+			return nil, nil, err
+		}
+		cands, skipped = append(cands, more...), append(skipped, skip...)
+	}
+	return cands, skipped, nil
+}
+
+// best returns the candidate that suits p best, as containerd would choose.
+func (c *conversion) best(ctx context.Context, cands []candidate, p ocispec.Platform) (*image, error) {
+	matcher := platforms.Only(p)
+	var found *image
+	var have []string
+	for _, cand := range cands {
+		if cand.platform != nil && !matcher.Match(plain(*cand.platform)) {
+			have = append(have, platforms.Format(*cand.platform))
+			continue
+		}
+		if found != nil && cand.platform != nil && !matcher.Less(plain(*cand.platform), plain(found.platform)) {
+			continue
+		}
+		img, err := c.load(ctx, cand)
+		if err != nil {
+			return nil, err
+		}
+		if !matcher.Match(plain(img.platform)) {
+			have = append(have, platforms.Format(img.platform))
+			continue
+		}
+		if found == nil || matcher.Less(plain(img.platform), plain(found.platform)) {
+			found = img
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("%s has no image for %s; it has %s", c.src, platforms.Format(p), strings.Join(have, ", "))
+	}
+	return found, nil
+}
+
+// plain leaves features out: an image with native layers may ask for "erofs",
+// which no host platform lists.
+func plain(p ocispec.Platform) ocispec.Platform {
+	p.OSFeatures = nil
+	return platforms.Normalize(p)
+}
+
+// load reads a manifest and its config and checks that they fit together.
+func (c *conversion) load(ctx context.Context, cand candidate) (*image, error) {
+	img := &image{desc: cand.desc}
+	raw, err := c.readJSON(ctx, cand.desc)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(raw, &img.manifest); err != nil {
+		return nil, fmt.Errorf("manifest %s is not JSON: %w", cand.desc.Digest, err)
+	}
+	if !images.IsConfigType(img.manifest.Config.MediaType) {
+		return nil, fmt.Errorf("%s: %s holds a %q, not an image", c.src, cand.desc.Digest, img.manifest.Config.MediaType)
+	}
+	if img.rawConfig, err = c.readJSON(ctx, img.manifest.Config); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(img.rawConfig, &img.config); err != nil {
+		return nil, fmt.Errorf("config %s is not JSON: %w", img.manifest.Config.Digest, err)
+	}
+	if len(img.manifest.Layers) == 0 {
+		return nil, fmt.Errorf("%s: manifest %s has no layers", c.src, cand.desc.Digest)
+	}
+	if n, m := len(img.manifest.Layers), len(img.config.RootFS.DiffIDs); n != m {
+		return nil, fmt.Errorf("%s: manifest %s has %d layers, but its config %d diff ids", c.src, cand.desc.Digest, n, m)
+	}
+	img.platform = img.config.Platform
+	if img.platform.OS == "" && cand.platform != nil {
+		img.platform = *cand.platform
+	}
+	return img, nil
+}
+
+// rewriteConfig sets the diff ids and adds the feature "erofs" to the platform.
+// Everything else stays as it was, fields that we do not know included.
+func rewriteConfig(raw []byte, diffIDs any) ([]byte, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &fields); err != nil {
+		return nil, fmt.Errorf("config is not a JSON object: %w", err)
+	}
+	var features []string
+	if f, ok := fields["os.features"]; ok {
+		if err := json.Unmarshal(f, &features); err != nil {
+			return nil, fmt.Errorf("os.features of the config: %w", err)
+		}
+	}
+	if !slices.Contains(features, osFeature) {
+		features = append(features, osFeature)
+	}
+	for key, v := range map[string]any{
+		"os.features": features,
+		"rootfs":      map[string]any{"type": "layers", "diff_ids": diffIDs},
+	} {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		fields[key] = b
+	}
+	return json.Marshal(fields)
+}
+
+// osFeature tells a runtime that the layers are EROFS images.
+const osFeature = "erofs"
