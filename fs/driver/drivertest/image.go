@@ -2,9 +2,11 @@ package drivertest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -29,58 +31,76 @@ type Image struct {
 	Pinned int64
 }
 
-// NewImage builds an image with files of awkward sizes, a sparse file and a
-// program, from a seed. With split, the metadata is an image of its own that
-// has the data as its device 1.
+// NewImage is BuildImage for a test.
 func NewImage(tb testing.TB, seed uint64, split bool) *Image {
 	tb.Helper()
-	rnd := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
-	b := &imageBuilder{tb: tb, b: erofs.NewBuilder(), img: &Image{Files: map[string][]byte{}}}
+	img, err := BuildImage(seed, split)
+	require.NoError(tb, err)
+	return img
+}
+
+// BuildImage builds an image with files of awkward sizes, a sparse file and a
+// program, from a seed. With split, the metadata is an image of its own that
+// has the data as its device 1.
+func BuildImage(seed uint64, split bool) (*Image, error) {
+	b := newImageBuilder(seed)
 	if split {
 		b.device = 1
 	}
 	for i, size := range []int{0, 1, 4095, 4096, 4097, 65536, 100_000, 300_001, 1 << 20, 3<<20 + 5} {
-		content := make([]byte, size)
-		_, err := rnd.Read(content)
-		require.NoError(tb, err)
-		b.add(fmt.Sprintf("dir%d/file%d", i%3, i), 0o644, content)
+		b.add(fmt.Sprintf("dir%d/file%d", i%3, i), 0o644, b.random(size))
 	}
 	for i := range 200 { // neighbours that share chunks
-		content := make([]byte, 100+37*i)
-		_, err := rnd.Read(content)
-		require.NoError(tb, err)
-		b.add(fmt.Sprintf("small/%03d", i), 0o600, content)
+		b.add(fmt.Sprintf("small/%03d", i), 0o600, b.random(100+37*i))
 	}
 	program, err := os.ReadFile("/bin/echo")
-	require.NoError(tb, err)
+	if err != nil {
+		return nil, fmt.Errorf("finding a program for the image: %w", err)
+	}
 	b.add(ProgramPath, 0o755, program)
-	b.addSparse("sparse", rnd)
+	b.addSparse("sparse")
 	return b.image(split)
 }
 
 // NewBigImage builds an image with one file, "big", of size bytes.
 func NewBigImage(tb testing.TB, size int) *Image {
 	tb.Helper()
-	b := &imageBuilder{tb: tb, b: erofs.NewBuilder(), img: &Image{Files: map[string][]byte{}}}
-	content := make([]byte, size)
-	_, err := rand.NewChaCha8([32]byte{}).Read(content)
+	b := newImageBuilder(0)
+	b.add("big", 0o644, b.random(size))
+	img, err := b.image(false)
 	require.NoError(tb, err)
-	b.add("big", 0o644, content)
-	return b.image(false)
+	return img
 }
 
+// imageBuilder collects an image; the first error stays in err.
 type imageBuilder struct {
-	tb     testing.TB
 	b      *erofs.Builder
 	img    *Image
+	rnd    *rand.ChaCha8
 	area   bytes.Buffer
 	device uint16
+	err    error
+}
+
+func newImageBuilder(seed uint64) *imageBuilder {
+	return &imageBuilder{
+		b:   erofs.NewBuilder(),
+		img: &Image{Files: map[string][]byte{}},
+		rnd: rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}),
+	}
+}
+
+func (b *imageBuilder) random(n int) []byte {
+	content := make([]byte, n)
+	_, err := b.rnd.Read(content)
+	b.err = errors.Join(b.err, err)
+	return content
 }
 
 func (b *imageBuilder) add(path string, perm uint16, content []byte) {
 	i, err := b.b.Put(path, erofs.Attr{Mode: unix.S_IFREG | perm, Size: int64(len(content))})
-	require.NoError(b.tb, err)
-	if len(content) > 0 {
+	b.err = errors.Join(b.err, err)
+	if err == nil && len(content) > 0 {
 		b.b.SetExtents(i, []erofs.Extent{b.place(0, content)})
 	}
 	b.img.Files[path] = content
@@ -97,26 +117,29 @@ func (b *imageBuilder) place(off int64, content []byte) erofs.Extent {
 }
 
 // addSparse adds a file of data, a hole and data again.
-func (b *imageBuilder) addSparse(path string, rnd *rand.ChaCha8) {
+func (b *imageBuilder) addSparse(path string) {
 	const part = 16 * blockSize
-	content := make([]byte, 3*part)
-	for _, p := range [][]byte{content[:part], content[2*part:]} {
-		_, err := rnd.Read(p)
-		require.NoError(b.tb, err)
-	}
+	content := slices.Concat(b.random(part), make([]byte, part), b.random(part))
 	i, err := b.b.Put(path, erofs.Attr{Mode: unix.S_IFREG | 0o644, Size: 3 * part})
-	require.NoError(b.tb, err)
-	b.b.SetExtents(i, []erofs.Extent{
-		b.place(0, content[:part]),
-		{Off: part, Len: part, Addr: erofs.HoleAddr},
-		b.place(2*part, content[2*part:]),
-	})
+	b.err = errors.Join(b.err, err)
+	if err == nil {
+		b.b.SetExtents(i, []erofs.Extent{
+			b.place(0, content[:part]),
+			{Off: part, Len: part, Addr: erofs.HoleAddr},
+			b.place(2*part, content[2*part:]),
+		})
+	}
 	b.img.Files[path] = content
 }
 
-func (b *imageBuilder) image(split bool) *Image {
+func (b *imageBuilder) image(split bool) (*Image, error) {
+	if b.err != nil {
+		return nil, b.err
+	}
 	tree, err := b.b.Tree()
-	require.NoError(b.tb, err)
+	if err != nil {
+		return nil, err
+	}
 	var opts erofs.WriteOptions
 	onPrimary := int64(b.area.Len())
 	if split {
@@ -124,15 +147,18 @@ func (b *imageBuilder) image(split bool) *Image {
 		onPrimary = 0
 	}
 	layout, err := erofs.NewLayout(tree, opts)
-	require.NoError(b.tb, err)
+	if err != nil {
+		return nil, err
+	}
 	var meta bytes.Buffer
-	_, err = layout.WriteMeta(&meta, onPrimary)
-	require.NoError(b.tb, err)
+	if _, err = layout.WriteMeta(&meta, onPrimary); err != nil {
+		return nil, err
+	}
 	if split {
 		b.img.Meta, b.img.Data = meta.Bytes(), b.area.Bytes()
-		return b.img
+		return b.img, nil
 	}
 	b.img.Pinned = int64(meta.Len())
 	b.img.Data = append(meta.Bytes(), b.area.Bytes()...)
-	return b.img
+	return b.img, nil
 }

@@ -2,6 +2,7 @@ package drivertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,25 +32,38 @@ type Layer struct {
 	gate chan struct{} // nil: fills pass
 }
 
-// NewLayer makes the files of a layer in dir, with only the metadata there.
+// NewLayer is CreateLayer for a test.
 func NewLayer(tb testing.TB, dir, id string, img *Image) *Layer {
 	tb.Helper()
-	data, err := os.OpenFile(filepath.Join(dir, id+".data"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	l, err := CreateLayer(dir, id, img)
 	require.NoError(tb, err)
-	require.NoError(tb, data.Truncate(int64(len(img.Data))))
-	_, err = data.WriteAt(img.Data[:img.Pinned], 0)
-	require.NoError(tb, err)
-	var meta *os.File
-	if img.Meta != nil {
-		meta, err = os.Create(filepath.Join(dir, id+".meta"))
-		require.NoError(tb, err)
-		_, err = meta.WriteAt(img.Meta, 0)
-		require.NoError(tb, err)
-	}
-	return newLayer(id, img, data, meta)
+	return l
 }
 
-func newLayer(id string, img *Image, data, meta *os.File) *Layer {
+// CreateLayer makes the files of a layer in dir, with only the metadata there.
+func CreateLayer(dir, id string, img *Image) (*Layer, error) {
+	data, err := os.OpenFile(filepath.Join(dir, id+".data"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = data.WriteAt(img.Data[:img.Pinned], 0)
+	err = errors.Join(err, data.Truncate(int64(len(img.Data))))
+	var meta *os.File
+	if err == nil && img.Meta != nil {
+		path := filepath.Join(dir, id+".meta")
+		if err = os.WriteFile(path, img.Meta, 0o600); err == nil {
+			meta, err = os.Open(path)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, data.Close())
+	}
+	return OpenLayer(id, img, data, meta), nil
+}
+
+// OpenLayer is the layer on files that are there; what data holds beyond the
+// metadata is not known, so it is filled again.
+func OpenLayer(id string, img *Image, data, meta *os.File) *Layer {
 	l := &Layer{
 		id: id, img: img, data: data, meta: meta,
 		complete: make(chan struct{}),
@@ -65,7 +79,7 @@ func newLayer(id string, img *Image, data, meta *os.File) *Layer {
 // Successor is the same layer as another process would open it, on the
 // descriptor that was kept, with the same residency.
 func (l *Layer) Successor(data *os.File) *Layer {
-	n := newLayer(l.id, l.img, data, l.meta)
+	n := OpenLayer(l.id, l.img, data, l.meta)
 	for i := range l.resident {
 		if l.resident[i].Load() {
 			n.put(i)

@@ -49,6 +49,7 @@ func newRig(t *testing.T) *rig {
 		_ = unix.Unmount(r.target, unix.MNT_DETACH)
 		_ = r.d.Shutdown(context.Background())
 		require.NoError(t, r.keeper.Close())
+		_ = r.layer.Close()
 	})
 	return r
 }
