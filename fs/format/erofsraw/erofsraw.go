@@ -42,9 +42,10 @@ func (rawFormat) Open(ctx context.Context, blob remote.Blob, desc ocispec.Descri
 		return nil, native.Corrupt(name, "it ends at %d, the blob at %d", end, blob.Size())
 	}
 	id := blob.Digest()
+	hint := native.Ends(desc, chunk.LabelPinned, s.Index.Size())
 	return &format.Plan{
 		Data:       s.Index,
-		PinnedHint: native.Ends(desc, chunk.LabelPinned, s.Index.Size()),
+		PinnedHint: hint,
 		Prefetch:   native.Ends(desc, chunk.LabelPrefetch, s.Index.Size()),
 		Whole:      id,
 		Tail:       s.Index.Bytes(),
@@ -54,5 +55,6 @@ func (rawFormat) Open(ctx context.Context, blob remote.Blob, desc ocispec.Descri
 			}
 			return append(dst[:0], src...), nil
 		},
+		Validate: native.Validator(s.Index.Size(), hint),
 	}, nil
 }

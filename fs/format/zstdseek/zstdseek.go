@@ -41,14 +41,16 @@ func (zstdFormat) Open(ctx context.Context, blob remote.Blob, desc ocispec.Descr
 		}
 	}
 	id := blob.Digest()
+	hint := native.Ends(desc, chunk.LabelPinned, s.Index.Size())
 	return &format.Plan{
 		Data:       s.Index,
-		PinnedHint: native.Ends(desc, chunk.LabelPinned, s.Index.Size()),
+		PinnedHint: hint,
 		Prefetch:   native.Ends(desc, chunk.LabelPrefetch, s.Index.Size()),
 		Whole:      whole,
 		Decode: func(dst, src []byte, c chunk.Chunk) ([]byte, error) {
 			return decode(id, dst, src, c)
 		},
+		Validate: native.Validator(s.Index.Size(), hint),
 	}, nil
 }
 
