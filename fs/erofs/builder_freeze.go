@@ -59,6 +59,8 @@ func (f *freezer) run() {
 	}
 	f.t.inodes = make([]inode, 0, live)
 	f.t.dents = make([]dirent, 0, len(f.b.dents))
+	f.t.exts = make([]Extent, 0, len(f.b.exts))
+	f.t.xattrs = make([]xattr, 0, len(f.b.xattrs))
 	stack := []openDir{f.open(f.addInode(RootInode), RootInode)}
 	for len(stack) > 0 {
 		top := &stack[len(stack)-1]
