@@ -1,0 +1,124 @@
+package trees
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/klauspost/compress/zstd"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lazyerofs/lazyerofs/differ"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
+	"github.com/lazyerofs/lazyerofs/tests/testenv"
+)
+
+// TestRealImages converts every layer of three real images and looks at it
+// through the kernel beside the tree that containerd extracts from its tar.
+func TestRealImages(t *testing.T) {
+	testenv.RequireRoot(t)
+	done := map[digest.Digest]bool{} // images share layers
+	for _, recipe := range []func(context.Context) (testenv.Recipe, error){testenv.GoToolchain, testenv.Python, testenv.Node} {
+		r, err := recipe(t.Context())
+		require.NoError(t, err)
+		img, err := r.Build(t.Context(), func(s string) { t.Log(s) })
+		require.NoError(t, err)
+		for _, layer := range img.Layers {
+			if done[layer.Digest] {
+				continue
+			}
+			done[layer.Digest] = true
+			t.Run(r.Name+"/"+layer.Digest.Encoded()[:12], func(t *testing.T) { checkLayer(t, img, layer) })
+		}
+	}
+}
+
+func checkLayer(t *testing.T, img *testenv.Image, layer ocispec.Descriptor) {
+	blob := filepath.Join(img.Dir, "blobs", layer.Digest.Algorithm().String(), layer.Digest.Encoded())
+	dir := t.TempDir()
+	want := filepath.Join(dir, "want")
+	require.NoError(t, os.Mkdir(want, 0o755))
+	extract(t, blob, want)
+
+	encoded := filepath.Join(dir, "layer")
+	first := convert(t, blob, encoded, differ.Config{})
+	again := convert(t, blob, filepath.Join(dir, "again"), differ.Config{Workers: 1})
+	require.Equal(t, first.Descriptor, again.Descriptor, "the same tar must give the same blob")
+	require.NoError(t, os.Remove(filepath.Join(dir, "again")))
+	t.Logf("tar %d, blob %d, image %d, metadata %d, index %d bytes, %d inodes",
+		first.TarSize, first.Descriptor.Size, first.ImageSize, first.MetaSize, first.IndexSize, first.Inodes)
+
+	image := filepath.Join(dir, "image")
+	decode(t, encoded, image)
+	requireEqualThroughKernel(t, want, image, filepath.Join(dir, "zstd"))
+	require.NoError(t, os.Remove(image))
+
+	raw := filepath.Join(dir, "raw")
+	r := convert(t, blob, raw, differ.Config{Form: differ.Raw})
+	require.Equal(t, r.Descriptor.Digest, r.DiffID)
+	require.Equal(t, first.TarDiffID, r.TarDiffID)
+	requireEqualThroughKernel(t, want, raw, filepath.Join(dir, "mnt-raw"))
+}
+
+// extract unpacks the tar as containerd does below an overlay.
+func extract(t *testing.T, blob, to string) {
+	f, err := os.Open(blob)
+	require.NoError(t, err)
+	defer f.Close()
+	r, err := compression.DecompressStream(f)
+	require.NoError(t, err)
+	_, err = archive.Apply(t.Context(), to, r, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
+	require.NoError(t, err)
+	_, err = io.Copy(io.Discard, r)
+	require.NoError(t, err)
+	require.NoError(t, r.Close())
+	// These tars do not name the root: its time is that of the extraction here
+	// and 1970 in an image.
+	require.NoError(t, os.Chtimes(to, time.Unix(0, 0), time.Unix(0, 0)))
+}
+
+func convert(t *testing.T, blob, to string, cfg differ.Config) differ.Result {
+	in, err := os.Open(blob)
+	require.NoError(t, err)
+	defer in.Close()
+	out, err := os.Create(to)
+	require.NoError(t, err)
+	cfg.SpoolDir = t.TempDir()
+	r, err := differ.Convert(t.Context(), in, out, cfg)
+	require.NoError(t, err)
+	require.NoError(t, out.Close())
+	return r
+}
+
+// decode writes what a zstd decoder that knows nothing of chunks makes of the
+// blob.
+func decode(t *testing.T, blob, to string) {
+	in, err := os.Open(blob)
+	require.NoError(t, err)
+	defer in.Close()
+	dec, err := zstd.NewReader(in)
+	require.NoError(t, err)
+	defer dec.Close()
+	out, err := os.Create(to)
+	require.NoError(t, err)
+	_, err = io.Copy(out, dec)
+	require.NoError(t, err)
+	require.NoError(t, out.Close())
+}
+
+func requireEqualThroughKernel(t *testing.T, want, image, at string) {
+	require.NoError(t, os.Mkdir(at, 0o755))
+	_, err := erofs.Mount(t.Context(), erofs.MountConfig{Source: image, Target: at})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, erofs.Unmount(at)) }()
+	diffs, err := Compare(want, at)
+	require.NoError(t, err)
+	require.Empty(t, diffs)
+}
