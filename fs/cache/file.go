@@ -103,7 +103,7 @@ func OpenFile(o Options) (*File, error) {
 		stopped:  make(chan struct{}),
 	}
 	if err := f.open(o.Writer); err != nil {
-		f.closeFiles(o.Writer)
+		err = errors.Join(err, f.closeFiles(o.Writer))
 		return nil, fmt.Errorf("opening the data file of %s in %s: %w", o.ID, o.Dir, err)
 	}
 	if o.FlushInterval <= 0 {

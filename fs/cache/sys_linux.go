@@ -87,16 +87,17 @@ func lockDir(dir string, create bool) (*os.File, error) {
 			return nil, err
 		}
 		if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			d.Close()
 			if err == unix.EWOULDBLOCK {
-				return nil, ErrInUse
+				err = ErrInUse
 			}
-			return nil, fmt.Errorf("locking %s: %w", dir, err)
+			return nil, errors.Join(fmt.Errorf("locking %s: %w", dir, err), d.Close())
 		}
 		if sameFile(d, dir) == nil {
 			return d, nil
 		}
-		d.Close() // it was moved away before we had the lock
+		if err := d.Close(); err != nil { // it was moved away before we had the lock
+			return nil, err
+		}
 	}
 }
 

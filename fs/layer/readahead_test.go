@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -226,6 +227,7 @@ func TestTrace(t *testing.T) {
 	require.NoError(t, l.Fill(t.Context()))
 	require.NoError(t, l.Close(t.Context())) // every batch has ended
 	require.Len(t, r.events, 3)
+	slices.SortFunc(r.events, func(a, b Event) int { return a.When.Compare(b.When) }) // told as they end
 	for i, want := range []struct {
 		kind     Kind
 		off, len int64
