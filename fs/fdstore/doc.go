@@ -6,7 +6,8 @@
 // back to its successor through Inherited. Put returns only after the keeper
 // has read the message (BARRIER=1), so what is marked or mounted after a Put is
 // guarded from its first moment. The protocol has no reply: a keeper that is
-// full drops descriptors silently, so Put counts and refuses beyond $FDSTORE.
+// full drops descriptors silently, so Put counts and refuses beyond $FDSTORE, and
+// refuses altogether where that is not set.
 //
 // Never call Fd on an inherited os.File: it makes the open file description
 // blocking, for every process that shares it. Use SyscallConn.

@@ -27,6 +27,11 @@ const keeperTimeout = 10 * time.Second
 var ErrNoKeeper = errors.New("no descriptor store: $NOTIFY_SOCKET is not set; " +
 	"run under systemd or with --supervise")
 
+// ErrNotKept reports a service manager that takes notifications and no
+// descriptors, or that does not say so.
+var ErrNotKept = errors.New("the service manager keeps no descriptors ($FDSTORE is not set): " +
+	"set FileDescriptorStoreMax and FileDescriptorStorePreserve under systemd 254 or newer, or run with --supervise")
+
 // ErrFull reports that the keeper would drop one more descriptor.
 var ErrFull = errors.New("descriptor store is full; raise FileDescriptorStoreMax")
 
@@ -35,7 +40,7 @@ type Store struct {
 	path string
 
 	mu    sync.Mutex
-	max   int            // 0: the keeper did not say
+	max   int            // 0: the keeper keeps nothing
 	names map[string]int // descriptors that the keeper holds, by name
 }
 
@@ -50,7 +55,9 @@ func New() (*Store, error) {
 		path:  path,
 		names: map[string]int{},
 	}
-	// systemd sets $FDSTORE from 254 on.
+	// systemd sets $FDSTORE from 254 on, if it keeps descriptors. Before that it
+	// drops them when the unit stops, and a unit without a store drops them at
+	// once; neither tells.
 	if n, err := strconv.Atoi(os.Getenv("FDSTORE")); err == nil && n > 0 {
 		s.max = n
 	}
@@ -86,7 +93,10 @@ func (s *Store) Put(name string, f *os.File) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.max > 0 && s.count() >= s.max {
+	if s.max == 0 {
+		return fmt.Errorf("storing descriptor %s: %w", name, ErrNotKept)
+	}
+	if s.count() >= s.max {
 		return fmt.Errorf("storing descriptor %s, %d kept: %w", name, s.count(), ErrFull)
 	}
 	// FDPOLL=0: an EPOLLHUP must not make systemd drop what guards a mount.

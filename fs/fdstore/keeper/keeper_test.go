@@ -281,6 +281,7 @@ func TestStrangerStoresNothing(t *testing.T) {
 	r := newRig(t, "")
 	_, socket := r.up(1, "1")
 	t.Setenv("NOTIFY_SOCKET", socket)
+	t.Setenv("FDSTORE", "8")
 	store, err := fdstore.New()
 	require.NoError(t, err)
 	require.NoError(t, store.Put("foreign", os.Stdin)) // read, and refused
