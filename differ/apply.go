@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 )
 
 // How differ and snapshotter meet, as containerd's own pair does: the
@@ -99,6 +101,12 @@ type applyFunc func(ctx context.Context, desc ocispec.Descriptor, src io.Reader,
 // applierFor chooses by media type. The compression in the type of a tar is not
 // looked at, because it is often wrong: the bytes say it.
 func applierFor(ctx context.Context, desc ocispec.Descriptor) (applyFunc, error) {
+	switch desc.MediaType {
+	case chunk.MediaTypeLayer, chunk.MediaTypeDraftLayer:
+		return applyRaw, nil
+	case chunk.MediaTypeLayerZstd, chunk.MediaTypeDraftLayerZstd:
+		return applyZstd, nil
+	}
 	if _, err := images.DiffCompression(ctx, desc.MediaType); err != nil {
 		return nil, fmt.Errorf("layer %s has media type %q, which is not a layer that can be applied: %w",
 			desc.Digest, desc.MediaType, errdefs.ErrNotImplemented)

@@ -1,0 +1,134 @@
+package differ
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
+)
+
+// Superblock fields that say how long an image is (fs/erofs/erofs_fs.h).
+const (
+	superOff   = 1024
+	superLen   = 128
+	superMagic = 0xE0F5E1E2
+	offBlkBits = 12
+	offBlocks  = 36
+)
+
+// applyRaw copies an image and leaves out what follows it in the blob.
+func applyRaw(_ context.Context, desc ocispec.Descriptor, src io.Reader, f *os.File) (ocispec.Descriptor, error) {
+	// The unpacker compares a raw layer's own digest with its DiffID, so it
+	// must be what the bytes have and not what the descriptor says.
+	verifier := desc.Digest.Verifier()
+	w := &sparseWriter{f: f}
+	if _, err := io.Copy(io.MultiWriter(w, verifier), src); err != nil {
+		return ocispec.Descriptor{}, readError("copying the image", err)
+	}
+	if !verifier.Verified() {
+		return ocispec.Descriptor{}, refuse("its bytes do not have its digest")
+	}
+	if err := acceptImage(f, w.n); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}, nil
+}
+
+// applyZstd decompresses an image. Its digest is that of all decompressed bytes;
+// the chunk index is in a frame that decoders pass over.
+func applyZstd(_ context.Context, desc ocispec.Descriptor, src io.Reader, f *os.File) (ocispec.Descriptor, error) {
+	zr, err := zstd.NewReader(src, zstd.WithDecoderMaxWindow(maxWindow))
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("decompressing the image: %w", err)
+	}
+	defer zr.Close()
+	sum := digest.SHA256.Digester()
+	w := &sparseWriter{f: f}
+	if err := copyImage(io.MultiWriter(w, sum.Hash()), zr); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if want := desc.Annotations[chunk.AnnotationUncompressedDigest]; want != "" && want != sum.Digest().String() {
+		return ocispec.Descriptor{}, refuse("its decompressed image has digest %s, its annotation says %q", sum.Digest(), want)
+	}
+	n := w.n
+	if err := acceptImage(f, n); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return ocispec.Descriptor{MediaType: chunk.MediaTypeLayer, Digest: sum.Digest(), Size: n}, nil
+}
+
+// copyImage copies an image of which only the superblock says how long it is. A
+// small blob can decompress to more than any disk holds, so there is a limit:
+// the image and, behind it, the largest hash tree it can have.
+func copyImage(dst io.Writer, src io.Reader) error {
+	head := make([]byte, superOff+superLen)
+	if _, err := io.ReadFull(src, head); err != nil {
+		return readError("decompressing the image", err)
+	}
+	size, err := imageSize(head)
+	if err != nil {
+		return err
+	}
+	limit := size + size/64 + 1<<20
+	if _, err := dst.Write(head); err != nil {
+		return err
+	}
+	n, err := io.Copy(dst, io.LimitReader(src, limit-int64(len(head))+1))
+	if err != nil {
+		return readError("decompressing the image", err)
+	}
+	if n+int64(len(head)) > limit {
+		return refuse("it decompresses to far more than the %d bytes of its image", size)
+	}
+	return nil
+}
+
+// imageSize reads an image's length in bytes from its first superOff+superLen
+// bytes. Everything else in them is the parser's business.
+func imageSize(head []byte) (int64, error) {
+	sb := head[superOff:]
+	if m := binary.LittleEndian.Uint32(sb); m != superMagic {
+		return 0, refuse("it is not an EROFS image, its magic is %#08x", m)
+	}
+	bits := sb[offBlkBits]
+	if bits < 9 || bits > 12 {
+		return 0, refuse("its block size is 2^%d", bits)
+	}
+	return int64(binary.LittleEndian.Uint32(sb[offBlocks:])) << bits, nil
+}
+
+// acceptImage cuts f, n bytes long, to the image that it begins with and lets
+// the strict parser judge it.
+func acceptImage(f *os.File, n int64) error {
+	head := make([]byte, superOff+superLen)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return refuse("its %d bytes are shorter than an EROFS superblock", n)
+	}
+	size, err := imageSize(head)
+	if err != nil {
+		return err
+	}
+	if size > n {
+		return refuse("its image is %d bytes long, only %d are there", size, n)
+	}
+	if err := f.Truncate(size); err != nil {
+		return fmt.Errorf("sizing layer file: %w", err)
+	}
+	if _, err := erofs.Parse(f, erofs.DefaultPolicy(size)); err != nil {
+		return fmt.Errorf("layer is refused: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func refuse(format string, args ...any) error {
+	return fmt.Errorf("layer is refused: "+format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
