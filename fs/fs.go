@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"sync"
 
@@ -81,6 +82,19 @@ func (f *FS) Mount(ctx context.Context, dir string, labels map[string]string) er
 	if f.c.Driver == nil {
 		return &MountError{Reason: ReasonDriver, Err: f.c.NoDriver}
 	}
+	mounted, err := mountinfo.Mounted(dir)
+	if err != nil {
+		return &MountError{Reason: ReasonOther, Err: fmt.Errorf("looking at mount point %s: %w", dir, err)}
+	}
+	if known := f.target(dir); known != nil && known.layer != nil {
+		if mounted {
+			return known.layer.verdict()
+		}
+		// Somebody else unmounted it. What serves it ends with its superblock.
+		if err := known.mount.Close(ctx); err != nil {
+			return classify(err)
+		}
+	}
 	srcs, err := f.c.Sources(labels)
 	if err != nil {
 		return &MountError{Reason: ReasonSource, Err: err}
@@ -89,7 +103,7 @@ func (f *FS) Mount(ctx context.Context, dir string, labels map[string]string) er
 	if err != nil {
 		return classify(err)
 	}
-	m, err := f.attach(ctx, dir, s.layer)
+	m, err := f.attach(ctx, dir, s, mounted)
 	if err != nil {
 		f.release(s)
 		return classify(err)
@@ -100,25 +114,27 @@ func (f *FS) Mount(ctx context.Context, dir string, labels map[string]string) er
 	return nil
 }
 
-// attach mounts l at dir, or adopts what is mounted there.
-func (f *FS) attach(ctx context.Context, dir string, l *layer.Layer) (driver.Mount, error) {
-	mounted, err := mountinfo.Mounted(dir)
-	if err != nil {
-		return nil, fmt.Errorf("looking at mount point %s: %w", dir, err)
-	}
+func (f *FS) target(dir string) *target {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.targets[dir]
+}
+
+// attach mounts s at dir, or adopts what is mounted there.
+func (f *FS) attach(ctx context.Context, dir string, s *shared, mounted bool) (driver.Mount, error) {
 	if mounted {
-		m, err := f.c.Driver.Adopt(ctx, dir, l)
+		m, err := f.c.Driver.Adopt(ctx, dir, s.layer)
 		if err != nil {
 			return nil, fmt.Errorf("taking over the mount at %s: %w", dir, err)
 		}
 		return m, nil
 	}
-	if err := l.Prepare(ctx); err != nil {
+	if err := s.prepare(ctx); err != nil {
 		return nil, err
 	}
-	m, err := f.c.Driver.Mount(ctx, dir, l)
+	m, err := f.c.Driver.Mount(ctx, dir, s.layer)
 	if err != nil {
-		return nil, fmt.Errorf("mounting layer %s: %w", l.ID(), err)
+		return nil, &MountError{Reason: ReasonDriver, Err: fmt.Errorf("mounting layer %s: %w", s.id, err)}
 	}
 	return m, nil
 }
@@ -161,9 +177,7 @@ func (f *FS) MountFile(ctx context.Context, dir, file string) error {
 
 // Check reports whether new containers may use the mount at dir.
 func (f *FS) Check(_ context.Context, dir string) error {
-	f.mu.Lock()
-	t := f.targets[dir]
-	f.mu.Unlock()
+	t := f.target(dir)
 	if t == nil {
 		return fmt.Errorf("%s: %w", dir, ErrNotMounted)
 	}
@@ -176,9 +190,7 @@ func (f *FS) Check(_ context.Context, dir string) error {
 // Unmount unmounts dir, whoever mounted it. The layer stays open until no
 // superblock holds it.
 func (f *FS) Unmount(ctx context.Context, dir string) error {
-	f.mu.Lock()
-	t := f.targets[dir]
-	f.mu.Unlock()
+	t := f.target(dir)
 	var err error
 	if t != nil && t.mount != nil {
 		err = t.mount.Close(ctx)
@@ -195,6 +207,37 @@ func (f *FS) Unmount(ctx context.Context, dir string) error {
 	delete(f.targets, dir)
 	f.mu.Unlock()
 	return nil
+}
+
+// Prune lets go of targets that somebody else unmounted, and waits for the end of
+// their superblocks as long as ctx allows. A daemon that ends does so, or its
+// supervisor would guard for ever what nobody can read.
+func (f *FS) Prune(ctx context.Context) error {
+	f.mu.Lock()
+	all := maps.Clone(f.targets)
+	f.mu.Unlock()
+	var errs []error
+	var gone []driver.Mount
+	for dir, t := range all {
+		mounted, err := mountinfo.Mounted(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			mounted, err = false, nil
+		}
+		if err == nil && !mounted {
+			err = f.Unmount(ctx, dir)
+			if t.mount != nil {
+				gone = append(gone, t.mount)
+			}
+		}
+		errs = append(errs, err)
+	}
+	for _, m := range gone {
+		select {
+		case <-m.Done():
+		case <-ctx.Done():
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Quarantine keeps new containers away from layers, by the drivers' IDs.
