@@ -27,13 +27,21 @@ import (
 // how long the parts may take to end.
 const stopTimeout = 20 * time.Second
 
+// pruneTimeout bounds how long the end of superblocks is waited for that nobody
+// can reach through a mount of ours any more; containers may hold them.
+const pruneTimeout = 2 * time.Second
+
 // run serves until ctx ends or a part fails, then ends everything.
 func (d *daemon) run(ctx context.Context) error {
 	err := d.serve(ctx)
 	if d.notify != nil {
 		err = errors.Join(err, d.notify.Stopping())
 	}
-	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	ctx = context.WithoutCancel(ctx)
+	pruning, cancel := context.WithTimeout(ctx, pruneTimeout)
+	defer cancel()
+	err = errors.Join(err, d.files.Prune(pruning))
+	ending, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	return errors.Join(err, d.end(ending))
 }
@@ -77,15 +85,17 @@ func (d *daemon) takeOver(ctx context.Context) error {
 	if err := d.snaps.Restore(ctx); err != nil {
 		log.G(ctx).WithError(err).Error("mounted layers were not taken over")
 	}
-	if d.fanotify == nil || ctx.Err() != nil {
-		return nil
+	if ctx.Err() != nil {
+		return nil // the successor restores what we did not come to
 	}
-	orphans, err := d.fanotify.Settle()
-	if len(orphans) > 0 {
-		log.G(ctx).WithField("layers", orphans).Warn("layers have readers but no mount of ours: reads of missing data fail")
-	}
-	if err != nil && ctx.Err() == nil {
-		log.G(ctx).WithError(err).Error("layers without a mount were not let go")
+	for _, s := range d.servers {
+		orphans, err := s.Settle()
+		if len(orphans) > 0 {
+			log.G(ctx).WithField("layers", orphans).Warn("layers have readers but no mount of ours: reads of missing data fail")
+		}
+		if err != nil && ctx.Err() == nil {
+			log.G(ctx).WithError(err).Error("layers without a mount were not let go")
+		}
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs"
 	"github.com/lazyerofs/lazyerofs/fs/cache"
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	drivers "github.com/lazyerofs/lazyerofs/fs/driver/all"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore"
@@ -37,14 +39,14 @@ type inheritance map[string][]*os.File
 
 // daemon is everything that runs, with what ends it.
 type daemon struct {
-	c        config
-	notify   *fdstore.Store // nil without a keeper
-	metrics  *prometheus.Registry
-	fanotify *fanotify.Driver // nil without a keeper
-	files    *fs.FS
-	snaps    *snapshot.Snapshotter
-	differ   *differ.Differ
-	ends     []func(context.Context) error // run in reverse order
+	c       config
+	notify  *fdstore.Store // nil without a keeper
+	metrics *prometheus.Registry
+	servers []driver.Server
+	files   *fs.FS
+	snaps   *snapshot.Snapshotter
+	differ  *differ.Differ
+	ends    []func(context.Context) error // run in reverse order
 }
 
 // onEnd registers what is to be done at the end, before everything that was
@@ -138,36 +140,39 @@ func (d *daemon) wireFiles(ctx context.Context, store *cache.Store, left inherit
 		Slots:  layer.NewSlots(runtime.GOMAXPROCS(0)),
 	})
 	d.onEnd(d.files.Close)
-	if d.fanotify != nil {
+	for _, s := range d.servers {
 		// Before files: no event may reach a layer that is being closed.
-		d.onEnd(d.fanotify.Shutdown)
+		d.onEnd(s.Shutdown)
 	}
 	return nil
 }
 
-// wireDriver chooses the driver; the error says why there is none.
+// wireDriver makes the drivers and chooses one; the error says why there is none.
 func (d *daemon) wireDriver(ctx context.Context, cacheDir string, left inheritance) (driver.Driver, error) {
 	if d.notify == nil {
 		err := fmt.Errorf("nobody keeps descriptors for this process, start it with --supervise or under systemd: %w", driver.ErrNoDriver)
 		log.G(ctx).WithError(err).Warn("layers are not loaded lazily")
 		return nil, err
 	}
-	fan, err := fanotify.New(ctx, fanotify.Config{
-		Keeper:    d.notify,
-		Inherited: left,
-		Quarantine: func(ids []string, why error) {
-			d.files.Quarantine(ids, why)
-		},
-	})
+	list, err := drivers.New(ctx, drivers.Config{Fanotify: fanotify.Config{
+		Keeper:     d.notify,
+		Inherited:  left,
+		Quarantine: func(ids []string, why error) { d.files.Quarantine(ids, why) },
+	}})
 	if err != nil {
 		log.G(ctx).WithError(err).Error("layers are not loaded lazily")
 		return nil, err
 	}
-	d.fanotify = fan
-	if len(left[fanotify.GroupName]) > 0 {
-		return fan, nil // it serves already: there is nothing left to choose
+	for _, each := range list {
+		if s, ok := each.(driver.Server); ok {
+			d.servers = append(d.servers, s)
+		}
 	}
-	chosen, probes, err := driver.Select(ctx, []driver.Driver{fan}, cacheDir, d.c.Driver.Name, d.c.Driver.Forbid)
+	if len(left[fanotify.GroupName]) > 0 {
+		// What is mounted decides, not what a probe would say today.
+		return list[slices.IndexFunc(list, func(each driver.Driver) bool { return each.Name() == fanotify.Name })], nil
+	}
+	chosen, probes, err := driver.Select(ctx, list, cacheDir, d.c.Driver.Name, d.c.Driver.Forbid)
 	for _, p := range probes {
 		log.G(ctx).Info("driver " + p.String())
 	}
