@@ -1,0 +1,134 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/lazyerofs/lazyerofs/tests/testenv"
+)
+
+// TestMain builds the daemon, so that what is tested is what is in the tree.
+func TestMain(m *testing.M) {
+	root, err := testenv.Root()
+	if err == nil {
+		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(root, "bin")+"/", "./cmd/lazyerofsd")
+		cmd.Dir, cmd.Stdout, cmd.Stderr = root, os.Stderr, os.Stderr
+		err = cmd.Run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "building the daemon:", err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m, testenv.IgnoreRegistry())
+}
+
+// node is a machine of our own: registry, daemon and containerd.
+type node struct {
+	*testenv.Containerd
+	t      *testing.T
+	reg    *testenv.Registry
+	daemon *testenv.Daemon
+}
+
+// start makes a node. settings go into the daemon's configuration.
+func start(t *testing.T, settings map[string]any) *node {
+	t.Helper()
+	testenv.RequireRoot(t)
+	dir, err := os.MkdirTemp("", "e2e-") // short: its paths stand in mount options
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	testenv.VerifyNoLeaks(t, dir)
+	n := &node{t: t}
+	n.reg, err = testenv.StartRegistry(filepath.Join(dir, "reg"))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, n.reg.Close()) })
+
+	// The daemon is told where containerd will be before it is there, as on any node.
+	sock := filepath.Join(dir, "c.sock")
+	config := map[string]any{"containerd": map[string]any{"address": sock}, "log_level": "debug"}
+	for k, v := range settings {
+		config[k] = v
+	}
+	n.daemon, err = testenv.StartDaemon(t.Context(), filepath.Join(dir, "d"), testenv.DaemonOptions{Supervise: true, Config: config})
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, n.daemon.Stop())
+		if t.Failed() {
+			log, err := n.daemon.Log()
+			t.Logf("the daemon's log (%v):\n%s", err, log)
+		}
+	})
+	n.Containerd, err = testenv.StartContainerd(t.Context(), filepath.Join(dir, "c"), testenv.ContainerdOptions{Daemon: n.daemon})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, n.Stop()) })
+	require.NoError(t, os.Symlink(n.Address, sock))
+	return n
+}
+
+// ctr runs ctr and fails the test if it fails.
+func (n *node) ctr(args ...string) string {
+	n.t.Helper()
+	out, err := n.Ctr(n.t.Context(), args...)
+	require.NoError(n.t, err)
+	return out
+}
+
+// pull pulls ref for our snapshotter.
+func (n *node) pull(ref string) {
+	n.t.Helper()
+	n.ctr("images", "pull", "--plain-http", "--snapshotter", "lazyerofs", ref)
+}
+
+// run runs the workload of ref in a container and returns its output.
+func (n *node) run(ref, id string, args ...string) string {
+	n.t.Helper()
+	return n.ctr(append([]string{"run", "--rm", "--snapshotter", "lazyerofs", ref, id}, args...)...)
+}
+
+// tiny pushes the small image and returns its reference.
+func (n *node) tiny() (string, *testenv.Image) {
+	n.t.Helper()
+	recipe, err := testenv.Tiny()
+	require.NoError(n.t, err)
+	image, err := recipe.Build(n.t.Context(), func(s string) { n.t.Log("building", s) })
+	require.NoError(n.t, err)
+	ref := n.reg.Addr() + "/tiny:plain"
+	require.NoError(n.t, image.Push(context.WithoutCancel(n.t.Context()), ref))
+	n.reg.Reset()
+	return ref, image
+}
+
+// layerGets counts the GET requests for each layer, and those without a range.
+func (n *node) layerGets(image *testenv.Image) (all, whole map[string]int) {
+	all, whole = map[string]int{}, map[string]int{}
+	for _, l := range image.Layers {
+		for _, r := range n.reg.Log() {
+			if r.Method == "GET" && r.Blob() == l.Digest.String() {
+				all[r.Blob()]++
+				if r.Range == "" {
+					whole[r.Blob()]++
+				}
+			}
+		}
+	}
+	return all, whole
+}
+
+// snapshots returns the committed snapshots as ctr prints them.
+func (n *node) snapshots() []string {
+	var out []string
+	for _, line := range strings.Split(n.ctr("snapshots", "--snapshotter", "lazyerofs", "list"), "\n") {
+		if strings.Contains(line, "Committed") {
+			out = append(out, line)
+		}
+	}
+	return out
+}
