@@ -73,6 +73,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage.`,
 // commands is the one list of verbs, each in a file of its own.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
+		newConvertCmd(),
 		newMountCmd(),
 		newUmountCmd(),
 		newInspectCmd(),

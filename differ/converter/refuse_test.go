@@ -2,16 +2,19 @@ package converter_test
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazyerofs/lazyerofs/differ/converter"
+	"github.com/lazyerofs/lazyerofs/fs/remote/remotetest"
 )
 
 func TestLocations(t *testing.T) {
@@ -170,4 +173,28 @@ func TestRegistryInTrouble(t *testing.T) {
 	reg.Refuse(nil)
 	_, err = run(t, reg.Addr()+"/lazy:1", "oci:"+t.TempDir(), host)
 	require.ErrorContains(t, err, "not found", "blobs without a name are no image")
+}
+
+// TestTokens counts the tokens that a whole conversion needs.
+func TestTokens(t *testing.T) {
+	reg := registry(t)
+	tokens := &remotetest.Tokens{}
+	server := httptest.NewServer(tokens.Wrap(reg))
+	t.Cleanup(server.Close)
+	addr := strings.TrimPrefix(server.URL, "http://")
+	l := newLayout(t)
+	l.tag(map[string]ocispec.Descriptor{"one": l.index()})
+	opts := converter.Options{AllPlatforms: true, Parallel: 4}
+	authorized := func(host string) ([]docker.RegistryHost, error) { // as remote.HostSet does, a new authorizer per call
+		return docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchLocalhost), docker.WithAuthorizer(docker.NewDockerAuthorizer()))(host)
+	}
+	for _, way := range [][2]string{{"oci:" + l.dir, addr + "/lazy:1"}, {addr + "/lazy:1", addr + "/copy:1"}} {
+		src, err := converter.ParseSource(way[0], authorized)
+		require.NoError(t, err)
+		dst, err := converter.ParseTarget(way[1], authorized)
+		require.NoError(t, err)
+		_, err = converter.Image(t.Context(), src, dst, opts)
+		require.NoError(t, err)
+	}
+	require.LessOrEqual(t, tokens.Issued(), 8)
 }

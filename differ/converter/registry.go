@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
+	"slices"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -19,7 +22,63 @@ import (
 // newResolver returns containerd's resolver, which does authorization,
 // mirrors and retries.
 func newResolver(hosts docker.RegistryHosts) remotes.Resolver {
-	return docker.NewResolver(docker.ResolverOptions{Hosts: hosts})
+	return docker.NewResolver(docker.ResolverOptions{Hosts: keepHosts(hosts)})
+}
+
+// keepHosts asks for each host list once. The resolver asks for every blob, and
+// a new list has a new authorizer, which would fetch a new token each time.
+func keepHosts(hosts docker.RegistryHosts) docker.RegistryHosts {
+	var mu sync.Mutex
+	kept := make(map[string][]docker.RegistryHost)
+	return func(name string) ([]docker.RegistryHost, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if hs, ok := kept[name]; ok {
+			return slices.Clone(hs), nil
+		}
+		hs, err := hosts(name)
+		if err != nil {
+			return nil, err
+		}
+		one := make(chan struct{}, 1)
+		for i := range hs {
+			if hs[i].Authorizer != nil {
+				hs[i].Authorizer = &serialAuthorizer{hs[i].Authorizer, one}
+			}
+		}
+		kept[name] = hs
+		return slices.Clone(hs), nil
+	}
+}
+
+// serialAuthorizer lets one request at a time use an authorizer: containerd's
+// reads the expiry of a token that another goroutine is just fetching without
+// a lock.
+type serialAuthorizer struct {
+	docker.Authorizer
+	one chan struct{}
+}
+
+// Authorize implements docker.Authorizer.
+func (s *serialAuthorizer) Authorize(ctx context.Context, req *http.Request) error {
+	select {
+	case s.one <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-s.one }()
+	return s.Authorizer.Authorize(ctx, req)
+}
+
+// AddResponses implements docker.Authorizer.
+func (s *serialAuthorizer) AddResponses(ctx context.Context, rs []*http.Response) error {
+	select {
+	case s.one <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-s.one }()
+	return s.Authorizer.AddResponses(ctx, rs)
 }
 
 // registrySource reads an image from a registry.

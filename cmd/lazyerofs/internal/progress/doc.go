@@ -1,0 +1,3 @@
+// Package progress shows how a conversion gets on: bars on a terminal, one line
+// per layer elsewhere.
+package progress

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	digest "github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/lazyerofs/lazyerofs/tests/testenv"
+)
+
+func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"lazyerofs": main}) }
+
+// TestScripts runs testdata/script with a registry of their own ($REGISTRY) and
+// a command that makes plain images.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			reg, err := testenv.StartRegistry(filepath.Join(env.WorkDir, ".registry"))
+			if err != nil {
+				return err
+			}
+			env.Defer(func() {
+				if err := reg.Close(); err != nil {
+					panic(err)
+				}
+			})
+			env.Setenv("REGISTRY", reg.Addr())
+			env.Setenv("DOCKER_CONFIG", filepath.Join(env.WorkDir, ".docker"))
+			return nil
+		},
+		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"layout": scriptLayout},
+		RequireExplicitExec: false,
+	})
+}
+
+// scriptLayout is "layout DIR ARCH... -- ROOT...": an OCI layout with an index
+// of one image per architecture, each directory ROOT a layer.
+func scriptLayout(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 4 {
+		ts.Fatalf("usage: layout DIR ARCH... -- ROOT...")
+	}
+	dir := ts.MkAbs(args[0])
+	add := func(mediaType string, v any) ocispec.Descriptor {
+		b, ok := v.([]byte)
+		if !ok {
+			var err error
+			b, err = json.Marshal(v)
+			ts.Check(err)
+		}
+		d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+		path := filepath.Join(dir, "blobs/sha256", d.Digest.Encoded())
+		ts.Check(os.MkdirAll(filepath.Dir(path), 0o755))
+		ts.Check(os.WriteFile(path, b, 0o644))
+		return d
+	}
+	var archs []string
+	args = args[1:]
+	for ; len(args) > 0 && args[0] != "--"; args = args[1:] {
+		archs = append(archs, args[0])
+	}
+	var layers []ocispec.Descriptor
+	var ids []digest.Digest
+	for _, root := range args[1:] {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		ts.Check(w.AddFS(os.DirFS(ts.MkAbs(root))))
+		ts.Check(w.Close())
+		layers = append(layers, add(ocispec.MediaTypeImageLayer, b.Bytes()))
+		ids = append(ids, digest.FromBytes(b.Bytes()))
+	}
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	for _, arch := range archs {
+		p := ocispec.Platform{OS: "linux", Architecture: arch}
+		config := add(ocispec.MediaTypeImageConfig, ocispec.Image{Platform: p, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: ids}})
+		m := add(ocispec.MediaTypeImageManifest, ocispec.Manifest{
+			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: layers,
+		})
+		m.Platform = &p
+		index.Manifests = append(index.Manifests, m)
+	}
+	top := add(ocispec.MediaTypeImageIndex, index)
+	raw, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []ocispec.Descriptor{top}})
+	ts.Check(err)
+	ts.Check(os.WriteFile(filepath.Join(dir, "index.json"), raw, 0o644))
+	ts.Check(os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644))
+}
