@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,7 +50,10 @@ func start(t *testing.T, settings map[string]any) *node {
 	n := &node{t: t}
 	n.reg, err = testenv.StartRegistry(filepath.Join(dir, "reg"))
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, n.reg.Close()) })
+	t.Cleanup(func() {
+		require.NoError(t, n.reg.Close())
+		http.DefaultClient.CloseIdleConnections() // what pushed the images
+	})
 
 	// The daemon is told where containerd will be before it is there, as on any node.
 	sock := filepath.Join(dir, "c.sock")
@@ -132,3 +136,6 @@ func (n *node) snapshots() []string {
 	}
 	return out
 }
+
+// refuseAll is a registry that is down.
+func refuseAll(*http.Request) int { return http.StatusServiceUnavailable }
