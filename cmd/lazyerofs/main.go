@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 )
 
@@ -35,7 +36,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		started = true
+		// What libraries log on the way is for daemons; a command speaks in errors.
+		return log.SetLevel("error")
+	}
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK

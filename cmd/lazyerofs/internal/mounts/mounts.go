@@ -38,11 +38,14 @@ type NotLazyError struct {
 	Err   error
 }
 
-// Error names the layer and what to do.
+// Error names the image, the reason and what to do. A snapshotter's reason
+// names the layer and ends with the class of the error, which came over gRPC
+// and says nothing to a person.
 func (e *NotLazyError) Error() string {
 	s := fmt.Sprintf("layer %s of %s cannot be loaded lazily", e.Layer, e.Image)
 	if e.Err != nil {
-		s += ": " + e.Err.Error()
+		reason, _, _ := strings.Cut(e.Err.Error(), "\n")
+		s = e.Image + ": " + strings.TrimSuffix(reason, ": "+errdefs.ErrFailedPrecondition.Error())
 	}
 	return s + "; make a lazy image of it first: lazyerofs convert " + e.Image + " DST"
 }
