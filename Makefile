@@ -36,11 +36,11 @@ help: ## list the targets
 build: ## build lazyerofsd and lazyerofs into bin/
 	$(GO) build -trimpath -o bin/ ./cmd/...
 
-test: deps containerd tools ## run every test, as root, with real mounts
+test: deps containerd tools build ## run every test, as root, with real mounts
 	$(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./...
 
-ci: lint deps containerd tools ## what CI runs: lint, tests with -race, 20 s of every fuzz target
-	$(GO) test -race -count=1 -timeout 20m ./...
+ci: lint ## what CI runs: lint, tests with -race, 20 s of every fuzz target
+	$(MAKE) test TESTFLAGS=-race
 	tests/tools/fuzz.sh 20s
 
 lint: $(GOLANGCI) ## run golangci-lint as .golangci.yml says
