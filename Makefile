@@ -26,6 +26,7 @@ FUZZTIME  ?= 10m
 TESTFLAGS ?=
 IMAGE     ?=
 CMD       ?=
+HOSTS_DIR ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help build test ci lint fuzz demo tools bench deps containerd clean
@@ -50,7 +51,7 @@ fuzz: ## fuzz every target in turn for FUZZTIME (10m)
 	tests/tools/fuzz.sh $(FUZZTIME)
 
 demo: deps containerd build ## cold start, overlayfs against lazyerofs; IMAGE=... CMD='...' for any image
-	$(GO) run ./tests/demo $(if $(IMAGE),-image '$(IMAGE)') $(if $(CMD),-cmd '$(subst ','\'',$(CMD))')
+	$(GO) run ./tests/demo $(if $(IMAGE),-image '$(IMAGE)') $(if $(HOSTS_DIR),-hosts-dir '$(HOSTS_DIR)') -- $(CMD)
 
 bench: deps containerd build ## cold start figures, medians of 5 runs, into tests/bench/results
 	$(GO) run ./tests/bench

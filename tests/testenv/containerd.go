@@ -20,6 +20,7 @@ import (
 // ContainerdOptions are what may differ between two private containerds.
 type ContainerdOptions struct {
 	Daemon *Daemon // its proxy plugins are configured; nil for none
+	State  string  // a directory from NewState; "" makes one
 	Config table   // merged over the rest of the configuration, may be nil
 }
 
@@ -32,6 +33,20 @@ type Containerd struct {
 	ctr        string
 	proc       *process
 }
+
+// NewState makes a directory for sockets and mounts: a socket's path holds 107
+// bytes, and the directories that tests get are longer.
+func NewState() (string, error) {
+	dir, err := os.MkdirTemp("/run", "lazyerofs-test-")
+	if err != nil {
+		return "", fmt.Errorf("making a directory for sockets: %w", err)
+	}
+	return dir, nil
+}
+
+// ContainerdAddress is where a containerd with that state listens: what talks to
+// it may have to start first.
+func ContainerdAddress(state string) string { return filepath.Join(state, "c.sock") }
 
 // StartContainerd starts the pinned containerd with everything below dir, which
 // it creates, and returns when it serves.
@@ -47,12 +62,13 @@ func StartContainerd(ctx context.Context, dir string, o ContainerdOptions) (*Con
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("preparing containerd: %w", err)
 	}
-	// A socket's path holds 107 bytes, so the state cannot be where dir may be.
-	state, err := os.MkdirTemp("/run", "lazyerofs-test-")
-	if err != nil {
-		return nil, fmt.Errorf("preparing containerd: %w", err)
+	state := o.State
+	if state == "" {
+		if state, err = NewState(); err != nil {
+			return nil, err
+		}
 	}
-	c := &Containerd{Address: filepath.Join(state, "c.sock"), Namespace: filepath.Base(state), dir: dir, state: state, ctr: ctr}
+	c := &Containerd{Address: ContainerdAddress(state), Namespace: filepath.Base(state), dir: dir, state: state, ctr: ctr}
 	config := containerdConfig(filepath.Join(dir, "root"), state, c.Address)
 	if o.Daemon != nil {
 		stanzas, err := proxyStanzas(o.Daemon.Socket, o.Daemon.Root)

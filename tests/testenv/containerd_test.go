@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,7 +57,7 @@ func TestContainerdRunsAnImageFromTheRegistry(t *testing.T) {
 	// The registry saw every layer, whole, once.
 	got := map[digest.Digest]int64{}
 	for _, r := range reg.Log() {
-		if r.Method == "GET" && r.Blob() != "" {
+		if r.Method == http.MethodGet && r.Blob() != "" {
 			got[digest.Digest(r.Blob())] += r.Bytes
 		}
 	}

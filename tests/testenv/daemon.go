@@ -34,9 +34,9 @@ func StartDaemon(ctx context.Context, dir string, o DaemonOptions) (*Daemon, err
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("preparing lazyerofsd: %w", err)
 	}
-	run, err := os.MkdirTemp("/run", "lazyerofs-test-")
+	run, err := NewState()
 	if err != nil {
-		return nil, fmt.Errorf("preparing lazyerofsd: %w", err)
+		return nil, err
 	}
 	d := &Daemon{Root: filepath.Join(dir, "root"), Socket: filepath.Join(run, "d.sock"), dir: dir, run: run}
 	config := filepath.Join(dir, "config.toml")

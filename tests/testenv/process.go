@@ -30,7 +30,7 @@ func startProcess(log, path string, args ...string) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting %s: %w", path, err)
 	}
-	defer out.Close() // the child has its own
+	defer out.Close()                                                                                // the child has its own
 	p := &process{name: path, log: log, cmd: exec.Command(path, args...), done: make(chan struct{})} //nolint:noctx // ended by stop, in order and not by a context
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
