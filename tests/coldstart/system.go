@@ -1,0 +1,80 @@
+package coldstart
+
+import (
+	"bytes"
+	"context"
+
+	"github.com/lazyerofs/lazyerofs/tests/testenv"
+)
+
+// System is one way to bring an image to a node and to run it.
+type System interface {
+	// Name is short and stable; it goes into results.
+	Name() string
+	// Tag names the form of the image that the system pulls.
+	Tag() string
+	// Start brings up an empty node below dir.
+	Start(ctx context.Context, dir string) (Node, error)
+}
+
+// Node is a started System. Stop ends all of it, once.
+type Node interface {
+	Pull(ctx context.Context, ref string) error
+	// Run runs args in a container of ref and returns what it printed.
+	Run(ctx context.Context, ref string, args []string) (string, error)
+	Stop() error
+}
+
+// Tags of the two forms of each image.
+const (
+	TagTar  = "tar"  // gzip-compressed tar layers
+	TagLazy = "lazy" // native EROFS layers with a chunk index
+)
+
+// Overlayfs is containerd's default: everything is downloaded and unpacked.
+func Overlayfs() System { return ctr{name: "overlayfs", snapshotter: "overlayfs", tag: TagTar} }
+
+// Lazyerofs is this repository's snapshotter on converted images.
+func Lazyerofs() System {
+	return ctr{name: "lazyerofs", snapshotter: "lazyerofs", tag: TagLazy, lazy: true}
+}
+
+// LazyerofsTar is this repository's snapshotter on an image that was never
+// converted: layers are downloaded and become EROFS on the node.
+func LazyerofsTar() System {
+	return ctr{name: "lazyerofs-tar", snapshotter: "lazyerofs", tag: TagTar, lazy: true}
+}
+
+// ctr is a system that is reached through a snapshotter of containerd.
+type ctr struct {
+	name, snapshotter, tag string
+	lazy                   bool
+}
+
+func (s ctr) Name() string { return s.name }
+func (s ctr) Tag() string  { return s.tag }
+
+func (s ctr) Start(ctx context.Context, dir string) (Node, error) {
+	n, err := testenv.StartHost(ctx, dir, testenv.HostOptions{Lazy: s.lazy})
+	if err != nil {
+		return nil, err
+	}
+	return &ctrNode{Host: n, snapshotter: s.snapshotter}, nil
+}
+
+type ctrNode struct {
+	*testenv.Host
+	snapshotter string
+}
+
+func (n *ctrNode) Pull(ctx context.Context, ref string) error {
+	_, err := n.Ctr(ctx, "images", "pull", "--snapshotter", n.snapshotter, ref)
+	return err
+}
+
+func (n *ctrNode) Run(ctx context.Context, ref string, args []string) (string, error) {
+	var out bytes.Buffer
+	// The host's network and name need no plugin that a fresh machine lacks.
+	err := n.CtrTo(ctx, &out, append([]string{"run", "--rm", "--snapshotter", n.snapshotter, ref, "workload"}, args...)...)
+	return out.String(), err
+}
