@@ -41,9 +41,9 @@ func TestMain(m *testing.M) {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, os.Getenv(roleEnv), err)
-		os.Exit(1) //nolint:forbidigo // this is the main of a child
+		os.Exit(1)
 	}
-	os.Exit(0) //nolint:forbidigo // this is the main of a child
+	os.Exit(0)
 }
 
 // daemon serves one layer: mounts it, or adopts what a predecessor mounted.

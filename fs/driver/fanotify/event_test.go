@@ -3,6 +3,7 @@ package fanotify
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -18,9 +19,7 @@ func raw(mask uint64, fd int32, records ...[]byte) []byte {
 	ne.PutUint64(b[8:], mask)
 	ne.PutUint32(b[16:], uint32(fd))
 	ne.PutUint32(b[20:], 77)
-	for _, r := range records {
-		b = append(b, r...)
-	}
+	b = slices.Concat(append([][]byte{b}, records...)...)
 	ne.PutUint32(b, uint32(len(b)))
 	return b
 }

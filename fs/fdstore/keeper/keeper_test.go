@@ -31,13 +31,13 @@ const (
 func TestMain(m *testing.M) {
 	switch os.Getenv(roleEnv) {
 	case "supervisor":
-		os.Exit(supervisorMain())
+		os.Exit(supervisorMain()) //nolint:forbidigo // this is the main of a child
 	case "child":
 		if err := childMain(); err != nil {
 			fmt.Fprintln(os.Stderr, "child:", err)
-			os.Exit(3)
+			os.Exit(3) //nolint:forbidigo // this is the main of a child
 		}
-		os.Exit(0)
+		os.Exit(0) //nolint:forbidigo // this is the main of a child
 	}
 	goleak.VerifyTestMain(m)
 }
