@@ -113,10 +113,13 @@ func TestSettle(t *testing.T) {
 
 func TestOrphansAreBuried(t *testing.T) {
 	r := newRig(t)
-	r.restart()
+	writer := r.restart()[WriterName("layer")][0]
 	ids, err := r.d.Settle()
 	require.NoError(t, err)
 	require.Equal(t, []string{"layer"}, ids)
+	yes, err := alone(writer)
+	require.NoError(t, err)
+	require.False(t, yes, "the superblock has the file open")
 	require.ErrorIs(t, r.read(bigFile), syscall.EIO)
 	require.NotEmpty(t, r.keeper.Names())
 	require.NoError(t, syscall.Unmount(r.target, 0))

@@ -222,7 +222,7 @@ func (d *Driver) prepare(target string, l driver.Layer) (m *mount, fresh bool, e
 
 // Settle says that no more adoptions come: events of inherited layers that
 // nobody adopted are denied from now on. It returns the IDs of those layers.
-// Their marks go when every superblock that could be theirs is gone.
+// Their marks go when no superblock holds their data files any more.
 func (d *Driver) Settle() ([]string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -241,35 +241,34 @@ func (d *Driver) Settle() ([]string, error) {
 	if len(orphans) == 0 {
 		return nil, nil
 	}
-	supers, err := superblocks()
-	if err != nil {
-		return ids, err
+	for _, g := range orphans {
+		d.owned.Go(func() { d.bury(g) })
 	}
-	for m := range d.mounts {
-		delete(supers, m.super)
-	}
-	d.owned.Go(func() { d.bury(orphans, supers) })
 	return ids, nil
 }
 
-// bury drops guards that no mount owns once the superblocks are gone.
-func (d *Driver) bury(orphans []*guard, supers map[string]struct{}) {
-	for super := range supers {
-		if !d.awaitGone(super) {
-			return
+// bury drops a guard that no mount owns, and whose superblock is not known, once
+// nobody has the file open.
+func (d *Driver) bury(g *guard) {
+	gone := d.awaitThat(func() bool {
+		yes, err := alone(g.writer)
+		if err != nil {
+			d.trouble("layer "+g.id+", which nobody adopted, stays guarded", err)
 		}
+		return yes
+	})
+	if !gone {
+		return
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, g := range orphans {
-		if (*d.table.Load())[g.key] != g { // adopted after all
-			continue
-		}
-		d.update(func(t map[key]*guard) { delete(t, g.key) })
-		err := d.group.unmark(g.writer)
-		if err = errors.Join(err, d.unkeep(g, false)); err != nil {
-			d.trouble("dropping layer "+g.id+" that nobody adopted", err)
-		}
+	if (*d.table.Load())[g.key] != g { // adopted after all
+		return
+	}
+	d.update(func(t map[key]*guard) { delete(t, g.key) })
+	err := d.group.unmark(g.writer)
+	if err = errors.Join(err, d.unkeep(g, false)); err != nil {
+		d.trouble("dropping layer "+g.id+", which nobody adopted", err)
 	}
 }
 

@@ -109,16 +109,21 @@ func (g *group) read(b []byte) (int, error) {
 // closes fd: in that order, because answers are matched by number and a closed
 // number is at once that of another event. Errno 0 allows.
 func (g *group) answer(fd int32, errno syscall.Errno) error {
-	response := unix.FanotifyResponse{Fd: fd, Response: unix.FAN_ALLOW}
+	return g.answerIn(new(unix.FanotifyResponse), fd, errno)
+}
+
+// answerIn is answer without an allocation.
+func (g *group) answerIn(response *unix.FanotifyResponse, fd int32, errno syscall.Errno) error {
+	*response = unix.FanotifyResponse{Fd: fd, Response: unix.FAN_ALLOW}
 	if errno != 0 {
 		response.Response = unix.FAN_DENY | uint32(errno)<<errnoShift
 	}
-	err := g.respond(&response)
+	err := g.respond(response)
 	if errors.Is(err, unix.EINVAL) {
 		// An errno that this kernel does not take: plain FAN_DENY is EPERM, and
 		// a reader that is blocked for ever is worse than a wrong errno.
 		response.Response = unix.FAN_DENY
-		err = g.respond(&response)
+		err = g.respond(response)
 	}
 	if errors.Is(err, unix.ENOENT) { // the reader was killed meanwhile
 		err = nil
@@ -184,6 +189,25 @@ func sameOpenFile(a, b *os.File) (bool, error) {
 		return false, err
 	}
 	return errno == unix.ENOSYS || errno == 0 && diff == 0, nil
+}
+
+// alone reports whether no open file but that of f, which is open for writing,
+// is on its inode: no superblock then holds it. A write lease is granted only in
+// that case (fcntl(2)); it is given back at once.
+func alone(f *os.File) (yes bool, err error) {
+	ctlErr := control(f, func(fd int) {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_WRLCK)
+		if err == nil {
+			yes = true
+			_, err = unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
+		} else if errors.Is(err, unix.EAGAIN) {
+			err = nil
+		}
+	})
+	if err = errors.Join(ctlErr, err); err != nil {
+		return false, fmt.Errorf("asking who has %s open: %w", f.Name(), err)
+	}
+	return yes, nil
 }
 
 // raiseFileLimit lifts the soft limit to the hard one: each taken event holds a

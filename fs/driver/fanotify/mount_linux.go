@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,9 +11,6 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
-
-// sysfsRoot has one directory for each EROFS superblock: erofs-<n>.
-const sysfsRoot = "/sys/fs/erofs"
 
 // mount is one mounted layer.
 type mount struct {
@@ -158,15 +153,17 @@ func (m *mount) Release() error {
 }
 
 // awaitGone waits until the superblock is gone; false when Shutdown came first.
-// The kernel tells nobody, so this looks, ever less often.
 func (d *Driver) awaitGone(super string) bool {
+	return d.awaitThat(func() bool { return !erofs.SuperblockAlive(super) })
+}
+
+// awaitThat waits until it is so; false when Shutdown came first. The kernel
+// tells nobody, so this looks, ever less often.
+func (d *Driver) awaitThat(so func() bool) bool {
 	delay := 2 * time.Millisecond
 	t := time.NewTimer(delay)
 	defer t.Stop()
-	for {
-		if !erofs.SuperblockAlive(super) {
-			return true
-		}
+	for !so() {
 		t.Reset(delay)
 		select {
 		case <-d.stopping:
@@ -175,19 +172,5 @@ func (d *Driver) awaitGone(super string) bool {
 		}
 		delay = min(2*delay, time.Second)
 	}
-}
-
-// superblocks lists the EROFS superblocks of the machine.
-func superblocks() (map[string]struct{}, error) {
-	entries, err := os.ReadDir(sysfsRoot)
-	if err != nil {
-		return nil, fmt.Errorf("listing superblocks: %w", err)
-	}
-	supers := map[string]struct{}{}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "erofs-") {
-			supers[e.Name()] = struct{}{}
-		}
-	}
-	return supers, nil
+	return true
 }

@@ -32,6 +32,7 @@ type loop struct {
 	d   *Driver
 	buf [batchLen]byte
 	st  unix.Stat_t
+	out unix.FanotifyResponse
 }
 
 // run takes events until Shutdown, and answers or hands on all that it took.
@@ -107,7 +108,7 @@ func (l *loop) event(ev *event) {
 	off, n := clamp(ev.off, ev.n, l.st.Size)
 	if g.layer != nil && !g.suspect.Load() && (n == 0 || g.layer.Resident(off, n)) {
 		d.hits.Add(1)
-		if err := d.group.answer(ev.fd, 0); err != nil {
+		if err := d.group.answerIn(&l.out, ev.fd, 0); err != nil {
 			d.trouble("allowing a read", err)
 		}
 		return
