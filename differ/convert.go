@@ -45,7 +45,7 @@ func Convert(ctx context.Context, src io.Reader, dst io.Writer, cfg Config) (Res
 
 func convert(ctx context.Context, in *input, st *store, dst io.Writer, cfg Config) (Result, error) {
 	ing := newIngest(st, cfg.Implied)
-	err := ing.run(in)
+	err := ing.run(ctx, in)
 	if err == nil {
 		err = in.drain()
 	}

@@ -144,7 +144,7 @@ func statNode(t testing.TB, p string) node {
 	t.Helper()
 	var st unix.Stat_t
 	require.NoError(t, unix.Lstat(p, &st))
-	n := node{mode: st.Mode, uid: st.Uid, gid: st.Gid, rdev: st.Rdev, nlink: uint64(st.Nlink), mtime: st.Mtim.Nano()}
+	n := node{mode: st.Mode, uid: st.Uid, gid: st.Gid, rdev: st.Rdev, nlink: st.Nlink, mtime: st.Mtim.Nano()}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
 		target, err := os.Readlink(p)

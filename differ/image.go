@@ -91,10 +91,10 @@ type imageFile struct {
 	run, runs  int
 }
 
-func (s *imageSink) put(r io.Reader, size int64) (int, error) {
+func (s *imageSink) put(ctx context.Context, r io.Reader, size int64) (int, error) {
 	f := imageFile{size: size, addr: s.w.n, run: len(s.runs)}
 	var err error
-	s.runs, err = scanRuns(r, size, s.buf, s.runs, func(p []byte) error {
+	s.runs, err = scanRuns(ctx, r, size, s.buf, s.runs, func(p []byte) error {
 		_, err := s.w.Write(p)
 		return err
 	})
@@ -130,7 +130,7 @@ func applyTar(ctx context.Context, _ ocispec.Descriptor, src io.Reader, f *os.Fi
 	defer in.close()
 	sink := &imageSink{w: sparseWriter{f: f}, buf: make([]byte, scanLen)}
 	ing := newIngest(sink, nil)
-	if err := ing.run(in); err != nil {
+	if err := ing.run(ctx, in); err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	if err := in.drain(); err != nil {

@@ -158,3 +158,15 @@ func TestDiskFull(t *testing.T) {
 		require.ErrorContains(t, err, "spool file in "+d)
 	}
 }
+
+// TestCancelInHole: a few bytes of tar can claim years of zeros.
+func TestCancelInHole(t *testing.T) {
+	src := sparseTar(t, "pax", 1<<43, 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := Convert(ctx, bytes.NewReader(src), io.Discard, Config{SpoolDir: t.TempDir(), Progress: func(n int64) {
+		if n > 4000 {
+			cancel()
+		}
+	}})
+	require.ErrorIs(t, err, context.Canceled)
+}

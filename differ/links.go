@@ -20,12 +20,12 @@ func (t *ingest) hardLink(hdr *tar.Header, at string) error {
 	if err != nil {
 		return badEntry(hdr.Name, "is a hard link to %q, which is not a path in the layer", hdr.Linkname)
 	}
-	real, err := t.resolve(target, false)
+	resolved, err := t.resolve(target, false)
 	if err != nil {
 		return err
 	}
-	i, ok := t.b.Lookup(real)
-	if ok && real == at {
+	i, ok := t.b.Lookup(resolved)
+	if ok && resolved == at {
 		return nil // a link to itself, which GNU tar writes for repeated members
 	}
 	t.fresh = false
@@ -75,13 +75,13 @@ func (t *ingest) finishLink(l hardLink, waiting map[string][]hardLink) error {
 		if _, ok := t.b.Lookup(l.at); ok {
 			continue
 		}
-		real, err := t.resolve(l.target, false)
+		resolved, err := t.resolve(l.target, false)
 		if err != nil {
 			return err
 		}
-		i, ok := t.b.Lookup(real)
+		i, ok := t.b.Lookup(resolved)
 		if !ok {
-			waiting[real] = append(waiting[real], l)
+			waiting[resolved] = append(waiting[resolved], l)
 			continue
 		}
 		if err := t.link(l.name, l.at, i); err != nil {

@@ -93,18 +93,18 @@ func (t *ingest) place(p string) (string, error) {
 	if dir == t.asked && t.fresh {
 		return joinPath(t.found, base), nil
 	}
-	real := dir
+	resolved := dir
 	if i, ok := t.b.Lookup(dir); !ok || !isDir(t.b.Attr(i)) { // else no link is on the way
 		var err error
-		if real, err = t.resolve(dir, true); err != nil {
+		if resolved, err = t.resolve(dir, true); err != nil {
 			return "", err
 		}
-		if err := t.mkdirs(p, real); err != nil {
+		if err := t.mkdirs(p, resolved); err != nil {
 			return "", err
 		}
 	}
-	t.asked, t.found, t.fresh = dir, real, true
-	return joinPath(real, base), nil
+	t.asked, t.found, t.fresh = dir, resolved, true
+	return joinPath(resolved, base), nil
 }
 
 // mkdirs makes dir and its parents where they are missing. name is the entry

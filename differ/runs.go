@@ -2,6 +2,8 @@ package differ
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -35,10 +37,13 @@ func holeUnit(size int64) int64 {
 // emit, in pieces that are valid only during the call, and appends what it
 // handed on to runs. A hole is a unit of zeros, wherever they come from: an
 // archive's sparse map reads as zeros too.
-func scanRuns(r io.Reader, size int64, buf []byte, runs []run, emit func([]byte) error) ([]run, error) {
+func scanRuns(ctx context.Context, r io.Reader, size int64, buf []byte, runs []run, emit func([]byte) error) ([]run, error) {
 	unit := holeUnit(size)
 	first := len(runs)
 	for off := int64(0); off < size; off += unit {
+		if err := ctx.Err(); err != nil { // a hole in an archive is read without reading the archive
+			return runs, err
+		}
 		n := min(unit, size-off)
 		stored, err := scanUnit(r, n, buf, emit)
 		if err != nil {
@@ -85,7 +90,7 @@ func scanUnit(r io.Reader, n int64, buf []byte, emit func([]byte) error) (stored
 // fileReadError gives a failed read of a file's data its meaning: a file that is
 // shorter than its header says was cut off.
 func fileReadError(err error) error {
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("reading its data: %w", ErrTruncated)
 	}
 	return fmt.Errorf("reading its data: %w", err)

@@ -59,11 +59,11 @@ func newStore(ctx context.Context, cfg Config) (*store, error) {
 
 // put takes the size bytes of a file from r and returns the number of its
 // record. size is not 0.
-func (s *store) put(r io.Reader, size int64) (int, error) {
+func (s *store) put(ctx context.Context, r io.Reader, size int64) (int, error) {
 	rec := record{size: size, big: size >= s.cfg.ChunkSize}
 	var err error
 	if rec.big {
-		err = s.putBig(&rec, r)
+		err = s.putBig(ctx, &rec, r)
 	} else {
 		rec.off = s.small.n
 		err = s.putSmall(r, size)
@@ -88,10 +88,10 @@ func (s *store) putSmall(r io.Reader, size int64) error {
 
 // putBig cuts what a file stores into chunks. The cuts depend on nothing but the
 // file, so that the same file gives the same chunks in every image.
-func (s *store) putBig(rec *record, r io.Reader) error {
+func (s *store) putBig(ctx context.Context, rec *record, r io.Reader) error {
 	rec.run, rec.frame = len(s.runs), s.cut
 	var err error
-	if s.runs, err = scanRuns(r, rec.size, s.buf, s.runs, s.fill); err != nil {
+	if s.runs, err = scanRuns(ctx, r, rec.size, s.buf, s.runs, s.fill); err != nil {
 		return err
 	}
 	if err := s.cutTail(); err != nil {

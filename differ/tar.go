@@ -2,6 +2,7 @@ package differ
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -28,7 +29,7 @@ func isDir(a erofs.Attr) bool { return a.Mode&modeType == modeDir }
 type dataSink interface {
 	// put takes the size bytes of a file, size > 0, and returns the number of its
 	// record.
-	put(r io.Reader, size int64) (int, error)
+	put(ctx context.Context, r io.Reader, size int64) (int, error)
 }
 
 // ingest turns tar entries into entries of a Builder by the rules of OCI layers.
@@ -56,7 +57,7 @@ func newIngest(sink dataSink, implied func(string) (erofs.Attr, bool)) *ingest {
 }
 
 // run reads the whole archive.
-func (t *ingest) run(r io.Reader) error {
+func (t *ingest) run(ctx context.Context, r io.Reader) error {
 	tr := tar.NewReader(r)
 	for n := 0; ; n++ {
 		hdr, err := tr.Next()
@@ -72,7 +73,7 @@ func (t *ingest) run(r io.Reader) error {
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) { // judged by cleanName
 			return readError(fmt.Sprintf("reading entry %d of the tar", n+1), err)
 		}
-		if err := t.entry(hdr, tr); err != nil {
+		if err := t.entry(ctx, hdr, tr); err != nil {
 			return err
 		}
 	}
@@ -82,7 +83,7 @@ func (t *ingest) run(r io.Reader) error {
 	return t.marks.apply(t.b)
 }
 
-func (t *ingest) entry(hdr *tar.Header, data io.Reader) error {
+func (t *ingest) entry(ctx context.Context, hdr *tar.Header, data io.Reader) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil // as containerd: nothing in it describes a file
 	}
@@ -110,12 +111,12 @@ func (t *ingest) entry(hdr *tar.Header, data io.Reader) error {
 		t.marks.opaque(dir)
 		return nil
 	}
-	return t.file(hdr, at, data)
+	return t.file(ctx, hdr, at, data)
 }
 
 // file enters an entry that is a file of some type at a path whose parents are
 // directories.
-func (t *ingest) file(hdr *tar.Header, at string, data io.Reader) error {
+func (t *ingest) file(ctx context.Context, hdr *tar.Header, at string, data io.Reader) error {
 	if hdr.Typeflag == tar.TypeLink {
 		return t.hardLink(hdr, at)
 	}
@@ -147,7 +148,7 @@ func (t *ingest) file(hdr *tar.Header, at string, data io.Reader) error {
 	if attr.Size == 0 {
 		return nil
 	}
-	rec, err := t.sink.put(data, attr.Size)
+	rec, err := t.sink.put(ctx, data, attr.Size)
 	if err != nil {
 		return wrapEntry(hdr.Name, err)
 	}
