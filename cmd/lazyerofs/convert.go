@@ -12,7 +12,6 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/docker/go-units"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/progress"
@@ -128,7 +127,7 @@ func (o *convertFlags) options() (converter.Options, error) {
 		if err != nil {
 			return opts, fmt.Errorf("--platform %q is not valid; write it like linux/arm64: %w", s, err)
 		}
-		opts.Platforms = append(opts.Platforms, ocispec.Platform(p))
+		opts.Platforms = append(opts.Platforms, p)
 	}
 	if o.prefetch != "" {
 		if opts.Layer.First, err = readPaths(o.prefetch); err != nil {

@@ -36,6 +36,9 @@ type HostSet struct {
 	// own holds transports with TLS settings of their own. Each call makes new
 	// ones, so old ones leave here and close what they keep.
 	own *lru.Cache[*http.Transport, struct{}]
+	// logs is what containerd wants to log with while it reads local files; a
+	// source's function takes no context.
+	logs context.Context
 }
 
 // maxTransports bounds the transports with TLS settings of their own that are kept.
@@ -52,7 +55,7 @@ func NewHosts(cfg HostsConfig) *HostSet {
 	if cfg.MaxIdlePerHost <= 0 {
 		cfg.MaxIdlePerHost = 32
 	}
-	h := &HostSet{cfg: cfg, shared: docker.DefaultHTTPTransport(nil)}
+	h := &HostSet{cfg: cfg, shared: docker.DefaultHTTPTransport(nil), logs: context.Background()}
 	h.tune(h.shared)
 	// The only error of NewWithEvict is a size below 1.
 	h.own, _ = lru.NewWithEvict(maxTransports, func(t *http.Transport, _ struct{}) { t.CloseIdleConnections() })
@@ -89,7 +92,7 @@ func (h *HostSet) RegistryHosts(ref reference.Spec) ([]docker.RegistryHost, erro
 	if h.cfg.PlainHTTP {
 		opts.DefaultScheme = "http"
 	}
-	hosts, err := config.ConfigureHosts(context.Background(), opts)(name)
+	hosts, err := config.ConfigureHosts(h.logs, opts)(name)
 	if err != nil {
 		return nil, fmt.Errorf("reading registry configuration of %s in %s: %w", name, h.cfg.CertsDir, err)
 	}
