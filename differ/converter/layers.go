@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,8 @@ import (
 type job struct {
 	desc    ocispec.Descriptor
 	diffIDs []digest.Digest // that configs claim; all must be the same
+	below   []*job          // the layers under it in the first image that has it
+	dirs    dirs
 	result  LayerResult
 }
 
@@ -28,23 +31,26 @@ type job struct {
 func (c *conversion) convertLayers(ctx context.Context, imgs []*image) error {
 	var order []*job
 	for _, img := range imgs {
+		var stack []*job
 		for i, l := range img.manifest.Layers {
 			if err := checkLayer(l); err != nil {
 				return fmt.Errorf("%s: %w", c.src, err)
 			}
 			j, ok := c.jobs[l.Digest]
 			if !ok {
-				j = &job{desc: l}
+				j = &job{desc: l, below: slices.Clone(stack), dirs: dirs{ready: make(chan struct{})}}
 				c.jobs[l.Digest] = j
 				order = append(order, j)
 			}
 			j.diffIDs = append(j.diffIDs, img.config.RootFS.DiffIDs[i])
+			stack = append(stack, j)
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.opts.Parallel)
 	for _, j := range order {
 		g.Go(func() error {
+			defer close(j.dirs.ready)
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
@@ -128,6 +134,7 @@ func (c *conversion) convert(ctx context.Context, j *job) (err error) {
 	defer func() { err = errors.Join(err, blob.Close()) }()
 	cfg := c.opts.Layer
 	cfg.Progress = nil
+	cfg.Implied = implied(ctx, j.below)
 	res, err := differ.Convert(ctx, in, blob, cfg)
 	if verr := in.verify(err == nil); verr != nil {
 		return verr // a tar that makes no sense is only a consequence
@@ -139,6 +146,9 @@ func (c *conversion) convert(ctx context.Context, j *job) (err error) {
 		if id != res.TarDiffID {
 			return fmt.Errorf("its tar is %s, but the image's config says %s", res.TarDiffID, id)
 		}
+	}
+	if err := j.dirs.keep(blob, res, cfg.Form); err != nil {
+		return err
 	}
 	d := res.Descriptor
 	existed, err := c.dst.Put(ctx, d, func(ctx context.Context) (io.ReadCloser, error) {

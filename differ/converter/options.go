@@ -10,8 +10,8 @@ import (
 // Options say how Image converts. The zero value converts the platform of this
 // machine.
 type Options struct {
-	// Layer says how layers are written. Its Progress is not used, and its
-	// SpoolDir defaults to WorkDir.
+	// Layer says how layers are written. Its Progress and Implied are not used,
+	// and its SpoolDir defaults to WorkDir.
 	Layer differ.Config
 	// Platforms to convert; empty means that of this machine.
 	Platforms []ocispec.Platform

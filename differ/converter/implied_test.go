@@ -1,0 +1,99 @@
+package converter_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lazyerofs/lazyerofs/differ"
+	"github.com/lazyerofs/lazyerofs/differ/converter"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
+)
+
+func rawTar(t *testing.T, headers ...tar.Header) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range headers {
+		require.NoError(t, w.WriteHeader(&h))
+		_, err := w.Write(make([]byte, h.Size))
+		require.NoError(t, err)
+	}
+	require.NoError(t, w.Close())
+	return b.Bytes()
+}
+
+// TestDirectoriesOfLowerLayersKeepTheirAttributes has upper layers that name
+// files in directories which only lower layers describe.
+func TestDirectoriesOfLowerLayersKeepTheirAttributes(t *testing.T) {
+	old := time.Unix(1_000_000, 5)
+	dir := func(name string, mode int64, uid int) tar.Header {
+		return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode, Uid: uid, Gid: uid, ModTime: old, Format: tar.FormatPAX}
+	}
+	file := func(name string) tar.Header { return tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o600} }
+	tars := [][]byte{
+		rawTar(t, dir("tmp", 0o1777, 7), dir("gone", 0o700, 8), dir("gone/sub", 0o711, 8), dir("fresh", 0o750, 9), dir("fresh/sub", 0o751, 9)),
+		rawTar(t, file(".wh.gone"), dir("fresh", 0o755, 1), file("fresh/.wh..wh..opq")),
+		rawTar(t, file("tmp/x"), file("gone/sub/x"), file("fresh/sub/x"), file("never/x")),
+	}
+	l := newLayout(t)
+	var layers []ocispec.Descriptor
+	var ids []digest.Digest
+	for _, b := range tars {
+		layers = append(layers, l.add(ocispec.MediaTypeImageLayer, b))
+		ids = append(ids, digest.FromBytes(b))
+	}
+	config := map[string]any{"os": "linux", "architecture": "amd64", "rootfs": map[string]any{"type": "layers", "diff_ids": ids}}
+	l.tag(map[string]ocispec.Descriptor{"x": l.manifest(l.addJSON(ocispec.MediaTypeImageConfig, config), layers)})
+
+	for _, form := range []differ.Form{differ.Zstd, differ.Raw} {
+		opts := host
+		opts.Layer.Form, opts.Parallel = form, 1
+		for range 2 { // one layer at a time and all at once
+			to := "oci:" + t.TempDir()
+			res, err := run(t, "oci:"+l.dir, to, opts)
+			require.NoError(t, err)
+			top := topLayer(t, to, res)
+			got := map[string]erofs.Attr{}
+			require.NoError(t, top.Walk(func(path []byte, i erofs.Inode) error {
+				a := top.Attr(i)
+				a.Size = 0
+				got[string(path)] = a
+				return nil
+			}))
+			inherited := erofs.Attr{Mode: 0o041777, UID: 7, GID: 7, Mtime: 1_000_000, MtimeNsec: 5}
+			plain := erofs.Attr{Mode: 0o040755}
+			require.Equal(t, inherited, got["tmp"])
+			require.Equal(t, plain, got["gone"], "what a layer between deleted is new")
+			require.Equal(t, plain, got["gone/sub"])
+			require.Equal(t, erofs.Attr{Mode: 0o040755, UID: 1, GID: 1, Mtime: 1_000_000, MtimeNsec: 5}, got["fresh"])
+			require.Equal(t, plain, got["fresh/sub"], "below an opaque directory too")
+			require.Equal(t, plain, got["never"])
+			opts.Parallel = 4
+		}
+	}
+}
+
+// topLayer parses the last layer that a conversion wrote.
+func topLayer(t *testing.T, at string, res converter.Result) *erofs.Tree {
+	t.Helper()
+	lr := res.Images[0].Layers[len(res.Images[0].Layers)-1]
+	b := fetch(t, at, ocispec.Descriptor{Digest: lr.Digest, Size: lr.Size})
+	if lr.Digest != lr.DiffID {
+		dec, err := zstd.NewReader(bytes.NewReader(b))
+		require.NoError(t, err)
+		defer dec.Close()
+		b, err = io.ReadAll(dec)
+		require.NoError(t, err)
+	}
+	p, err := erofs.Parse(bytes.NewReader(b[:lr.ImageSize]), erofs.DefaultPolicy(lr.ImageSize))
+	require.NoError(t, err)
+	return p.Tree
+}
