@@ -46,15 +46,20 @@ func (s *Snapshotter) ensure(ctx context.Context, lowers []lower) error {
 func (s *Snapshotter) ensureOne(ctx context.Context, l lower) error {
 	target := s.target(l.id)
 	return s.call(ctx, l.id, func(ctx context.Context) error {
-		if mounted, err := mountinfo.Mounted(target); err == nil && mounted {
-			if s.files.Check(ctx, target) == nil {
-				return nil
-			}
+		if there(target) && s.files.Check(ctx, target) == nil {
+			return nil
 		}
 		err := s.place(ctx, l)
 		s.metrics.restored(err)
 		return err
 	}, nil)
+}
+
+// there reports whether something is mounted at target. A target that does not
+// exist or cannot be looked at is not.
+func there(target string) bool {
+	mounted, err := mountinfo.Mounted(target)
+	return err == nil && mounted
 }
 
 // place mounts l, or has its live mount adopted. The lock of l.id is held.
@@ -139,10 +144,9 @@ func (s *Snapshotter) Restore(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if mounted, err := mountinfo.Mounted(s.target(id)); err != nil || !mounted {
-				return nil // not there: mounted on first use
+			if there(s.target(id)) { // what is not comes back on first use
+				live = append(live, lowerOf(id, info))
 			}
-			live = append(live, lowerOf(id, info))
 			return nil
 		})
 	})

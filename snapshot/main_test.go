@@ -120,12 +120,6 @@ func (f *fakeFS) count() (mounts, files int) {
 	return f.calls, f.files
 }
 
-func (f *fakeFS) set(fn func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	fn()
-}
-
 // open starts a snapshotter whose mounts go away with the test.
 func open(t *testing.T, root string, files Filesystem, config Config) *Snapshotter {
 	t.Helper()
