@@ -154,7 +154,7 @@ func (m metricsConfig) listen() (network, address string, err error) {
 	if path, ok := strings.CutPrefix(m.Address, "unix:"); ok {
 		path = strings.TrimPrefix(path, "//")
 		if !filepath.IsAbs(path) {
-			return "", "", fmt.Errorf("metrics.address is %q: give an absolute path after unix:", m.Address)
+			return "", "", fmt.Errorf("metrics.address is %q: give unix: and an absolute path", m.Address)
 		}
 		return "unix", path, nil
 	}

@@ -47,7 +47,7 @@ func (d *daemon) run(ctx context.Context) error {
 }
 
 func (d *daemon) serve(ctx context.Context) error {
-	listener, err := listenUnix(d.c.Address)
+	listener, err := listenUnix(ctx, d.c.Address)
 	if err != nil {
 		return err
 	}
@@ -82,11 +82,12 @@ func (d *daemon) takeOver(ctx context.Context) error {
 			return fmt.Errorf("telling the service manager: %w", err)
 		}
 	}
-	if err := d.snaps.Restore(ctx); err != nil {
-		log.G(ctx).WithError(err).Error("mounted layers were not taken over")
-	}
+	err := d.snaps.Restore(ctx)
 	if ctx.Err() != nil {
-		return nil // the successor restores what we did not come to
+		return nil //nolint:nilerr // told to stop: the successor restores what we did not come to
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).Error("mounted layers were not taken over")
 	}
 	for _, s := range d.servers {
 		orphans, err := s.Settle()
@@ -117,11 +118,11 @@ func passNamespace(ctx context.Context) context.Context {
 
 // listenUnix listens at path, in place of a socket that nobody serves any more.
 // The lock of the root says that this is no other daemon's.
-func listenUnix(path string) (net.Listener, error) {
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("creating the directory of the socket: %w", err)
 	}
-	if conn, err := net.Dial("unix", path); err == nil {
+	if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path); err == nil {
 		return nil, errors.Join(fmt.Errorf("%s is served by another process, stop it or choose another --address", path), conn.Close())
 	}
 	st, err := os.Lstat(path)
@@ -134,7 +135,7 @@ func listenUnix(path string) (net.Listener, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("removing an old socket: %w", err)
 	}
-	l, err := net.Listen("unix", path)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listening for containerd: %w", err)
 	}
@@ -152,9 +153,9 @@ func (d *daemon) serveMetrics(ctx context.Context) error {
 	}
 	var l net.Listener
 	if network == "unix" {
-		l, err = listenUnix(address)
+		l, err = listenUnix(ctx, address)
 	} else {
-		l, err = net.Listen(network, address)
+		l, err = (&net.ListenConfig{}).Listen(ctx, network, address)
 	}
 	if err != nil {
 		return fmt.Errorf("listening for metrics: %w", err)

@@ -52,7 +52,7 @@ func start(t *testing.T, settings map[string]any) *node {
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, n.reg.Close())
-		http.DefaultClient.CloseIdleConnections() // what pushed the images
+		http.DefaultClient.CloseIdleConnections() //nolint:forbidigo // it makes no request: the client that pushed images is oras-go's
 	})
 
 	// The daemon is told where containerd will be before it is there, as on any node.
@@ -115,7 +115,7 @@ func (n *node) layerGets(image *testenv.Image) (all, whole map[string]int) {
 	all, whole = map[string]int{}, map[string]int{}
 	for _, l := range image.Layers {
 		for _, r := range n.reg.Log() {
-			if r.Method == "GET" && r.Blob() == l.Digest.String() {
+			if r.Method == http.MethodGet && r.Blob() == l.Digest.String() {
 				all[r.Blob()]++
 				if r.Range == "" {
 					whole[r.Blob()]++
