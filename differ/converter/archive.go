@@ -20,9 +20,10 @@ import (
 )
 
 // archiveSource reads "docker save" archives, old and new, and OCI layouts in a
-// tar, compressed or not. The tar is unpacked into a directory that Close removes.
+// tar, compressed or not. The tar is unpacked into a directory of its own below
+// the work directory, which Close removes.
 type archiveSource struct {
-	name, file, ref string
+	name, file, ref, workDir string
 
 	once  sync.Once
 	dir   string
@@ -32,6 +33,8 @@ type archiveSource struct {
 }
 
 func (s *archiveSource) String() string { return s.name }
+
+func (s *archiveSource) unpackBelow(dir string) { s.workDir = dir }
 
 func (s *archiveSource) Root(ctx context.Context) (ocispec.Descriptor, error) {
 	s.once.Do(func() { s.root, s.err = s.unpack(ctx) })
@@ -53,7 +56,7 @@ func (s *archiveSource) unpack(ctx context.Context) (ocispec.Descriptor, error) 
 		return none, err
 	}
 	defer r.Close()
-	if s.dir, err = os.MkdirTemp("", "lazyerofs-archive-"); err != nil {
+	if s.dir, err = os.MkdirTemp(s.workDir, "lazyerofs-archive-"); err != nil {
 		return none, err
 	}
 	if s.store, err = local.NewStore(s.dir); err != nil {

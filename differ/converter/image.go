@@ -27,6 +27,9 @@ type conversion struct {
 func Image(ctx context.Context, src Source, dst Target, opts Options) (Result, error) {
 	c := &conversion{src: src, dst: dst, opts: opts.withDefaults(), jobs: make(map[digest.Digest]*job)}
 	res := Result{Source: src.String(), Target: dst.String()}
+	if u, ok := src.(interface{ unpackBelow(dir string) }); ok {
+		u.unpackBelow(opts.WorkDir)
+	}
 	root, err := src.Root(ctx)
 	if err != nil {
 		return res, fmt.Errorf("finding %s: %w", src, err)

@@ -21,7 +21,8 @@ type Options struct {
 	// conversion already compresses on all cores.
 	Parallel int
 	// WorkDir holds spools and finished blobs in unnamed files, up to the size of
-	// the layers under way; empty means the system's directory for temporary files.
+	// the layers under way, and what a source archive holds until it is closed;
+	// empty means the system's directory for temporary files.
 	WorkDir string
 	// Progress is told how layers get on, from several goroutines; may be nil.
 	Progress func(Event)
