@@ -22,6 +22,17 @@ type options struct {
 	line     testenv.Profile
 }
 
+// errLeft marks what could not be stopped or removed.
+var errLeft = errors.New("not all that was started could be taken away")
+
+// cleaned is err as the outcome of a clean-up.
+func cleaned(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errLeft, err)
+}
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout)
@@ -29,7 +40,7 @@ func main() {
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		os.Exit(2)
-	case err != nil && ctx.Err() != nil:
+	case err != nil && ctx.Err() != nil && !errors.Is(err, errLeft):
 		fmt.Fprintln(os.Stderr, "demo: interrupted; nothing is left running or mounted")
 		os.Exit(130)
 	case err != nil:
@@ -69,7 +80,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("making a directory for the demo: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { err = errors.Join(err, cleaned(os.RemoveAll(dir))) }()
 	d := &demo{options: o, dir: dir, out: out}
 	return d.run(ctx)
 }

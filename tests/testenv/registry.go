@@ -49,6 +49,8 @@ type Registry struct {
 	once   sync.Once
 	err    error
 
+	handlers sync.WaitGroup // http.Server.Close does not wait for them
+
 	mu       sync.Mutex
 	log      []Request
 	withhold func(*http.Request) int
@@ -90,13 +92,15 @@ func StartRegistry(dir string) (*Registry, error) {
 // Addr is host:port, on loopback; the registry speaks plain HTTP there.
 func (r *Registry) Addr() string { return r.addr }
 
-// Close ends all requests and waits for the server.
+// Close ends all requests and waits for their handlers: after it nothing writes
+// to the registry's directory any more.
 func (r *Registry) Close() error {
 	r.once.Do(func() {
 		r.err = r.server.Close()
 		if err := <-r.served; !errors.Is(err, http.ErrServerClosed) {
 			r.err = errors.Join(r.err, err)
 		}
+		r.handlers.Wait()
 		r.err = errors.Join(r.err, r.app.Shutdown())
 		r.stop()
 	})
@@ -127,6 +131,8 @@ func (r *Registry) Reset() {
 
 // ServeHTTP answers and records one request.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	r.handlers.Add(1)
+	defer r.handlers.Done()
 	line := Request{Start: time.Now(), Method: req.Method, Path: req.URL.Path, Range: req.Header.Get("Range")}
 	rec := &recorder{ResponseWriter: w}
 	r.mu.Lock()
