@@ -76,8 +76,8 @@ func (s *parser) rawInode(off int64) (diskInode, error) {
 		return d, refuse(RuleInode, off, "inode format %#x has unknown bits", d.Format)
 	case fileType(d.Mode) == 0:
 		return d, refuse(RuleInode, off, "mode %#o is of no type", d.Mode)
-	case off/s.block != (off+int64(d.size())-1)/s.block:
-		return d, refuse(RuleInode, off, "the inode crosses a block boundary")
+	case !d.extended() && off/s.block != (off+compactSize-1)/s.block:
+		return d, refuse(RuleInode, off, "a compact inode crosses a block boundary")
 	case d.CompactTime != 0:
 		return d, refuse(RuleInode, off, "a compact inode with a time of its own, which kernels before 6.15 ignore")
 	case d.MtimeNsec >= 1e9:

@@ -27,9 +27,9 @@ const (
 // keeps account of which structure is where.
 type metaReader struct {
 	r        io.ReaderAt
-	size     int64 // of the image
-	hint     int64 // where metadata is said to end
-	budget   int64 // bytes that may still be read
+	size     int64                         // of the image
+	hint     int64                         // where metadata is said to end
+	budget   int64                         // bytes that may still be read
 	sets     [cacheSets][cacheWays]segment // each from the last used on
 	scratch  []byte
 	claims   map[int64]*claims // by segment number
