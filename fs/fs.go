@@ -57,6 +57,7 @@ type FS struct {
 	closed  bool
 	targets map[string]*target
 	layers  map[digest.Digest]*shared
+	images  map[digest.Digest]struct{} // manifests whose layers are being opened ahead
 }
 
 // target is one mount point that this process serves.
@@ -71,6 +72,7 @@ func New(ctx context.Context, c Config) *FS {
 	return &FS{
 		c: c, ctx: ctx, stop: stop,
 		targets: make(map[string]*target), layers: make(map[digest.Digest]*shared),
+		images: make(map[digest.Digest]struct{}),
 	}
 }
 

@@ -41,6 +41,7 @@ func (f *FS) open(ctx context.Context, s *shared, srcs []source.Source, labels m
 	}
 	for _, form := range f.c.Formats {
 		if form.Match(desc) {
+			f.ahead(srcs[0])
 			return f.first(ctx, s, srcs, dir, desc, form)
 		}
 	}
