@@ -61,7 +61,13 @@ func (d *daemon) serve(ctx context.Context) error {
 	diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(d.differ, d.differ))
 
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return server.Serve(listener) })
+	g.Go(func() error {
+		err := server.Serve(listener)
+		if errors.Is(err, grpc.ErrServerStopped) {
+			return nil // told to stop before it came to serve
+		}
+		return err
+	})
 	g.Go(func() error {
 		<-ctx.Done()
 		stopServer(server)

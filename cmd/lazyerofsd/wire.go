@@ -167,6 +167,9 @@ func (d *daemon) wireDriver(ctx context.Context, cacheDir string, left inheritan
 		if s, ok := each.(driver.Server); ok {
 			d.servers = append(d.servers, s)
 		}
+		if err := registerDriver(d.metrics, each); err != nil {
+			return nil, fmt.Errorf("registering metrics of driver %s: %w", each.Name(), err)
+		}
 	}
 	if len(left[fanotify.GroupName]) > 0 {
 		// What is mounted decides, not what a probe would say today.
