@@ -105,7 +105,7 @@ func detachedNamed(ctx context.Context, cfg MountConfig) (*os.File, string, erro
 	if err == nil {
 		return mount, name, nil
 	}
-	mount.Close()
+	_ = mount.Close() // nothing was written through it
 	if !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, "", err
 	}
@@ -127,7 +127,7 @@ func detachedByList(ctx context.Context, cfg MountConfig) (*os.File, string, err
 		if err == nil {
 			return mount, name, nil
 		}
-		mount.Close()
+		_ = mount.Close() // nothing was written through it
 		if !errors.Is(err, unix.EAGAIN) {
 			return nil, "", err
 		}

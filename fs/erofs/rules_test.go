@@ -84,7 +84,7 @@ func dirRules() []ruleTest {
 		{"order", 3, RuleOrder, false, func(m *mutant) { m.put8(m.name("b", "acl"), 'x') }},
 		{"order across blocks", 3, RuleOrder, true, func(m *mutant) {
 			// The first name of the second block before the last of the first.
-			at := int64(m.img.layout.dirBase) + m.img.layout.block*int64(m.placed("many").start)
+			at := m.img.layout.dirBase + m.img.layout.block*int64(m.placed("many").start)
 			m.put8(at+m.img.layout.block+int64(getDirent(m.b[at+m.img.layout.block:]).NameOff), 'm')
 		}},
 		{"slash", 3, RuleName, false, func(m *mutant) { m.put8(m.name("a", "one")+1, '/') }},

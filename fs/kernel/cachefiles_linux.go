@@ -34,7 +34,7 @@ func haveCachefiles(device, cacheDir string) error {
 	// Closing unbinds; the directories that bind made go afterwards.
 	dir, err := os.MkdirTemp(cacheDir, ".probe-cachefiles-")
 	if err != nil {
-		f.Close()
+		_ = f.Close() // err says why the probe failed
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	defer os.RemoveAll(dir)

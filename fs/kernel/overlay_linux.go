@@ -71,7 +71,7 @@ func tryOverlay(dir string) error {
 	}
 	f := os.NewFile(uintptr(fd), probeFile)
 	if _, err := f.WriteString("upper"); err != nil {
-		f.Close()
+		_ = f.Close() // err says why the probe failed
 		return err
 	}
 	if err := f.Close(); err != nil {

@@ -61,13 +61,13 @@ func newPreContentProbe(path string) (*preContentProbe, error) {
 
 func (p *preContentProbe) close() {
 	p.closeGroup()
-	p.writer.Close()
+	_ = p.writer.Close() // the probe file is thrown away
 }
 
 // closeGroup ends every wait for an answer: what is pending is allowed.
 func (p *preContentProbe) closeGroup() {
 	if p.group >= 0 {
-		unix.Close(p.group)
+		_ = unix.Close(p.group) // frees the number whatever it returns
 		p.group = -1
 	}
 }
@@ -120,7 +120,7 @@ func (p *preContentProbe) run() error {
 	done := make(chan error, 1)
 	go func() {
 		_, err := reader.ReadAt(got, int64(p.page))
-		unix.Close(ended[1])
+		_ = unix.Close(ended[1]) // frees the number whatever it returns
 		done <- err
 	}()
 	want := bytes.Repeat([]byte("fill"), p.page/4)

@@ -12,7 +12,7 @@ import (
 // event builds struct fanotify_event_metadata with the records.
 func event(mask uint64, fd int32, records ...[]byte) []byte {
 	ne := binary.NativeEndian
-	b := make([]byte, 24)
+	b := append([]byte(nil), make([]byte, 24)...)
 	b[4] = unix.FANOTIFY_METADATA_VERSION
 	ne.PutUint16(b[6:], 24)
 	ne.PutUint64(b[8:], mask)

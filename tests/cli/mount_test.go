@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -114,7 +115,7 @@ func TestMountReadsAnImageLazilyAndLeavesNothing(t *testing.T) {
 	require.Contains(t, out, "mounted at "+at+" already")
 
 	for _, q := range r.reg.Log() {
-		if q.Method == "GET" && strings.Contains(q.Path, "/blobs/") && q.Range == "" {
+		if q.Method == http.MethodGet && strings.Contains(q.Path, "/blobs/") && q.Range == "" {
 			require.Less(t, q.Bytes, int64(64<<10), "a whole layer was fetched: %s", q.Path)
 		}
 	}

@@ -104,7 +104,9 @@ func (d *demo) fetchImage(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, cleaned(errors.Join(node.Stop(), os.RemoveAll(filepath.Join(d.dir, "fetch"))))) }()
+	defer func() {
+		err = errors.Join(err, cleaned(errors.Join(node.Stop(), os.RemoveAll(filepath.Join(d.dir, "fetch")))))
+	}()
 	platform := "linux/" + runtime.GOARCH
 	d.say("fetching %s for %s", d.image, platform)
 	if _, err := node.Ctr(ctx, "content", "fetch", "--hosts-dir", d.hostsDir, "--platform", platform, d.image); err != nil {

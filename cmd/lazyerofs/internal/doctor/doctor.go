@@ -118,7 +118,7 @@ func fsName(dir string) (string, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return "", fmt.Errorf("asking for the file system of %s: %w", dir, err)
 	}
-	switch int64(st.Type) {
+	switch st.Type {
 	case unix.EXT4_SUPER_MAGIC:
 		return "ext4", nil
 	case unix.XFS_SUPER_MAGIC:

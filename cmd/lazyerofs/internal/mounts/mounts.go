@@ -119,11 +119,11 @@ func resolveDir(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("finding directory %s: %w", dir, err)
 	}
-	real, err := filepath.EvalSymlinks(abs)
+	resolved, err := filepath.EvalSymlinks(abs)
 	if err != nil {
 		return "", fmt.Errorf("finding directory %s: %w", dir, err)
 	}
-	return real, nil
+	return resolved, nil
 }
 
 // prepareLayers makes every layer of img a committed snapshot and returns the
