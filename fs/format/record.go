@@ -1,6 +1,7 @@
 package format
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -22,7 +23,7 @@ const (
 	recordHeaderLen = 16
 )
 
-// Recorder is a Blob that keeps what ReadAt returned.
+// Recorder is a Blob that keeps what was read from it.
 type Recorder struct {
 	remote.Blob
 
@@ -30,7 +31,7 @@ type Recorder struct {
 	buf []byte
 }
 
-// Record returns a Blob that reads from b and keeps what ReadAt returns, so
+// Record returns a Blob that reads from b and keeps what its readers get, so
 // that Replay can open the same layer again without a network.
 func Record(b remote.Blob) *Recorder {
 	return &Recorder{Blob: b, buf: []byte(recordMagic)}
@@ -42,12 +43,30 @@ func (r *Recorder) ReadAt(ctx context.Context, p []byte, off int64) (int, error)
 	if err != nil {
 		return n, err
 	}
+	r.keep(p[:n], off)
+	return n, nil
+}
+
+// ReadExtents reads from the blob and keeps what fn read of the extents for which
+// it returns nil: what it refused is not to be replayed. See remote.Blob.
+func (r *Recorder) ReadExtents(ctx context.Context, es []chunk.Extent, fn func(i int, r io.Reader) error) error {
+	return r.Blob.ReadExtents(ctx, es, func(i int, rd io.Reader) error {
+		var read bytes.Buffer
+		if err := fn(i, io.TeeReader(rd, &read)); err != nil {
+			return err
+		}
+		r.keep(read.Bytes(), es[i].Off)
+		return nil
+	})
+}
+
+// keep records a read.
+func (r *Recorder) keep(p []byte, off int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.buf = binary.LittleEndian.AppendUint64(r.buf, uint64(off))
-	r.buf = binary.LittleEndian.AppendUint64(r.buf, uint64(n))
-	r.buf = append(r.buf, p[:n]...)
-	return n, nil
+	r.buf = binary.LittleEndian.AppendUint64(r.buf, uint64(len(p)))
+	r.buf = append(r.buf, p...)
 }
 
 // Bytes returns the recording. The slice is not changed by later reads.
@@ -57,7 +76,7 @@ func (r *Recorder) Bytes() []byte {
 	return r.buf[:len(r.buf):len(r.buf)]
 }
 
-// replayed is a Blob whose ReadAt is answered from a recording.
+// replayed is a Blob whose reads are answered from a recording.
 type replayed struct {
 	remote.Blob
 
@@ -69,7 +88,7 @@ type part struct {
 	data []byte
 }
 
-// Replay returns a Blob whose ReadAt gives what recording holds and fails with
+// Replay returns a Blob whose reads give what recording holds and fail with
 // ErrNotRecorded for any other range; every other method is b's. The bytes are
 // as untrusted as b's own. A recording that is torn or foreign gives a
 // *chunk.CorruptError.
@@ -100,10 +119,33 @@ func badRecording(format string, args ...any) error {
 
 // ReadAt copies from the part that holds all of [off, off+len(p)).
 func (r *replayed) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
-	for _, part := range r.parts {
-		if d := off - part.off; d >= 0 && d <= int64(len(part.data)) && int64(len(p)) <= int64(len(part.data))-d {
-			return copy(p, part.data[d:]), nil
+	data, err := r.find(off, int64(len(p)))
+	return copy(p, data), err
+}
+
+// ReadExtents hands each extent to fn in turn. See remote.Blob.
+func (r *replayed) ReadExtents(ctx context.Context, es []chunk.Extent, fn func(i int, r io.Reader) error) error {
+	for i, e := range es {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		data, err := r.find(e.Off, e.Len)
+		if err != nil {
+			return err
+		}
+		if err := fn(i, bytes.NewReader(data)); err != nil {
+			return err
 		}
 	}
-	return 0, fmt.Errorf("reading %d bytes at %d: %w", len(p), off, errors.Join(ErrNotRecorded, io.ErrUnexpectedEOF))
+	return nil
+}
+
+// find returns the n bytes at off from the part that holds them all.
+func (r *replayed) find(off, n int64) ([]byte, error) {
+	for _, part := range r.parts {
+		if d := off - part.off; d >= 0 && d <= int64(len(part.data)) && n <= int64(len(part.data))-d {
+			return part.data[d : d+n], nil
+		}
+	}
+	return nil, fmt.Errorf("reading %d bytes at %d: %w", n, off, errors.Join(ErrNotRecorded, io.ErrUnexpectedEOF))
 }

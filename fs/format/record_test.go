@@ -2,6 +2,8 @@ package format_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -41,6 +43,42 @@ func TestRecordAndReplay(t *testing.T) {
 	require.Equal(t, before, blob.Requests())
 	require.Equal(t, blob.Digest(), again.Digest())
 	require.Equal(t, blob.Size(), again.Size())
+}
+
+// What a reader of extents accepted is replayed, what it refused is not.
+func TestRecordedExtents(t *testing.T) {
+	rec := format.Record(formattest.NewBlob([]byte("0123456789")))
+	es := []chunk.Extent{{Off: 1, Len: 3}, {Off: 6, Len: 4}}
+	read := func(r io.Reader) string {
+		b, err := io.ReadAll(r)
+		require.NoError(t, err)
+		return string(b)
+	}
+	refused := errors.New("refused")
+	require.ErrorIs(t, rec.ReadExtents(t.Context(), es[:1], func(_ int, r io.Reader) error {
+		read(r)
+		return refused
+	}), refused)
+	require.NoError(t, rec.ReadExtents(t.Context(), es[1:], func(_ int, r io.Reader) error {
+		require.Equal(t, "6789", read(r))
+		return nil
+	}))
+
+	again, err := format.Replay(nil, rec.Bytes())
+	require.NoError(t, err)
+	var got string
+	keep := func(_ int, r io.Reader) error {
+		got += read(r)
+		return nil
+	}
+	require.ErrorIs(t, again.ReadExtents(t.Context(), es, keep), format.ErrNotRecorded)
+	require.Empty(t, got)
+	require.NoError(t, again.ReadExtents(t.Context(), []chunk.Extent{{Off: 6, Len: 1}, {Off: 8, Len: 2}}, keep))
+	require.Equal(t, "689", got)
+	require.ErrorIs(t, again.ReadExtents(t.Context(), es[1:], func(int, io.Reader) error { return refused }), refused)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, again.ReadExtents(ctx, es[1:], keep), context.Canceled)
 }
 
 func TestReplayRefuses(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha512"
 	"errors"
 	"fmt"
+	"io"
 
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -49,17 +50,9 @@ func Open(ctx context.Context, blob remote.Blob, desc ocispec.Descriptor, codec 
 	if err != nil {
 		return nil, err
 	}
-	raw := make([]byte, section.Len)
-	if _, err := blob.ReadAt(ctx, raw, section.Off); err != nil {
-		return nil, fmt.Errorf("reading the chunk index of %s: %w", blob.Digest(), err)
-	}
-	if framed {
-		if raw, err = chunk.SkippablePayload(raw); err != nil {
-			return nil, about(blob, err)
-		}
-	}
-	if want.Algorithm().FromBytes(raw) != want {
-		return nil, Corrupt("chunk index of "+blob.Digest().String(), "its digest is not %s", want)
+	raw, err := readIndex(ctx, blob, section, framed, want)
+	if err != nil {
+		return nil, err
 	}
 	x, err := chunk.ParseIndex(raw, section.Off)
 	if err != nil {
@@ -74,6 +67,33 @@ func Open(ctx context.Context, blob remote.Blob, desc ocispec.Descriptor, codec 
 		return nil, notLazy(blob, "its index carries no digests, so its chunks cannot be verified")
 	}
 	return &Section{Index: x, Range: section}, nil
+}
+
+// readIndex reads the section and checks its digest while it reads, so that the
+// registry client knows of a wrong answer and may ask again, another host first.
+func readIndex(ctx context.Context, blob remote.Blob, section chunk.Extent, framed bool, want digest.Digest) (index []byte, err error) {
+	err = blob.ReadExtents(ctx, []chunk.Extent{section}, func(_ int, r io.Reader) error {
+		raw := make([]byte, section.Len)
+		if _, err := io.ReadFull(r, raw); err != nil {
+			return err
+		}
+		if framed {
+			payload, err := chunk.SkippablePayload(raw)
+			if err != nil {
+				return err
+			}
+			raw = payload
+		}
+		if want.Algorithm().FromBytes(raw) != want {
+			return Corrupt("chunk index of "+blob.Digest().String(), "its digest is not %s", want)
+		}
+		index = raw
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the chunk index of %s: %w", blob.Digest(), err)
+	}
+	return index, nil
 }
 
 // claims reads where the index is and what its digest is, and bounds the read.
