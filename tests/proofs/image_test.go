@@ -1,0 +1,175 @@
+package proofs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/require"
+	"oras.land/oras-go/v2/content"
+	"oras.land/oras-go/v2/registry/remote"
+
+	"github.com/lazyerofs/lazyerofs/differ"
+	"github.com/lazyerofs/lazyerofs/differ/converter"
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
+	"github.com/lazyerofs/lazyerofs/tests/testenv"
+)
+
+// image is a converted image at a shop.
+type image struct {
+	ref      string // through the front
+	manifest ocispec.Manifest
+	ready    []string
+}
+
+// lines is the content of the file that layered adds.
+func lines() string {
+	var b strings.Builder
+	for i := 1; i <= 900_000; i++ {
+		fmt.Fprintln(&b, i)
+	}
+	return b.String()
+}
+
+// tiny is the small image; layered is the same with a layer of 6 MB on top.
+func (s *shop) tiny() *testenv.Image {
+	s.t.Helper()
+	recipe, err := testenv.Tiny()
+	require.NoError(s.t, err)
+	return s.build(recipe)
+}
+
+func (s *shop) layered() *testenv.Image {
+	s.t.Helper()
+	recipe, err := testenv.Tiny()
+	require.NoError(s.t, err)
+	recipe.Name = "layered"
+	recipe.Steps = append(recipe.Steps, testenv.Step{Name: "lines", Script: `seq 1 900000 >"$ROOT/lines"
+echo before >"$ROOT/before"
+echo within >"$ROOT/within"
+`})
+	return s.build(recipe)
+}
+
+func (s *shop) build(recipe testenv.Recipe) *testenv.Image {
+	s.t.Helper()
+	img, err := recipe.Build(s.t.Context(), func(step string) { s.t.Log("building", step) })
+	require.NoError(s.t, err)
+	return img
+}
+
+// convert converts img with the code that `lazyerofs convert` runs.
+func (s *shop) convert(img *testenv.Image, tag string, form differ.Form) *image {
+	s.t.Helper()
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	hosts := docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchAllHosts),
+		docker.WithClient(&http.Client{Transport: transport}))
+	name := "app:" + tag
+	src, err := converter.ParseSource("oci:"+img.Dir+":latest", hosts)
+	require.NoError(s.t, err)
+	dst, err := converter.ParseTarget(s.Addr()+"/"+name, hosts)
+	require.NoError(s.t, err)
+	_, err = converter.Image(s.t.Context(), src, dst, converter.Options{Layer: differ.Config{Form: form}, WorkDir: s.t.TempDir()})
+	require.NoError(s.t, err)
+	require.NoError(s.t, src.Close())
+	require.NoError(s.t, dst.Close())
+
+	repo, done := s.repo()
+	defer done()
+	_, raw, err := fetchManifest(s.t.Context(), repo, tag)
+	require.NoError(s.t, err)
+	out := &image{ref: s.addr() + "/" + name, ready: img.Ready}
+	require.NoError(s.t, json.Unmarshal(raw, &out.manifest))
+	s.Reset()
+	return out
+}
+
+func fetchManifest(ctx context.Context, repo *remote.Repository, tag string) (ocispec.Descriptor, []byte, error) {
+	desc, err := repo.Resolve(ctx, tag)
+	if err != nil {
+		return desc, nil, err
+	}
+	raw, err := content.FetchAll(ctx, repo, desc)
+	return desc, raw, err
+}
+
+// repo opens the repository of all images; done ends its connections.
+func (s *shop) repo() (repo *remote.Repository, done func()) {
+	s.t.Helper()
+	repo, err := remote.NewRepository(s.Addr() + "/app")
+	require.NoError(s.t, err)
+	transport := &http.Transport{}
+	repo.PlainHTTP = true
+	repo.Client = &http.Client{Transport: transport}
+	return repo, transport.CloseIdleConnections
+}
+
+// blob returns the bytes of a layer as they were pushed.
+func (s *shop) blob(desc ocispec.Descriptor) []byte {
+	s.t.Helper()
+	repo, done := s.repo()
+	defer done()
+	b, err := content.FetchAll(s.t.Context(), repo, desc)
+	require.NoError(s.t, err)
+	s.Reset()
+	return b
+}
+
+// alter pushes img again as tag with its manifest and config changed.
+func (s *shop) alter(img *image, tag string, change func(m *ocispec.Manifest, c *ocispec.Image)) *image {
+	s.t.Helper()
+	ctx := s.t.Context()
+	repo, done := s.repo()
+	defer done()
+	raw, err := content.FetchAll(ctx, repo, img.manifest.Config)
+	require.NoError(s.t, err)
+	var config ocispec.Image
+	require.NoError(s.t, json.Unmarshal(raw, &config))
+	m := clone(s, img.manifest)
+	change(&m, &config)
+	m.Config = s.push(repo, m.Config.MediaType, config)
+	desc := s.push(repo, ocispec.MediaTypeImageManifest, m)
+	require.NoError(s.t, repo.Tag(ctx, desc, tag))
+	s.Reset()
+	return &image{ref: s.addr() + "/app:" + tag, manifest: m, ready: img.ready}
+}
+
+func clone(s *shop, m ocispec.Manifest) (out ocispec.Manifest) {
+	s.t.Helper()
+	raw, err := json.Marshal(m)
+	require.NoError(s.t, err)
+	require.NoError(s.t, json.Unmarshal(raw, &out))
+	return out
+}
+
+func (s *shop) push(repo *remote.Repository, mediaType string, v any) ocispec.Descriptor {
+	s.t.Helper()
+	raw, err := json.Marshal(v)
+	require.NoError(s.t, err)
+	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	require.NoError(s.t, repo.Push(s.t.Context(), desc, io.NopCloser(bytes.NewReader(raw))))
+	return desc
+}
+
+// index parses the chunk index of a layer, and returns where it is in the blob.
+func (s *shop) index(desc ocispec.Descriptor, blob []byte) (*chunk.Index, chunk.Extent) {
+	s.t.Helper()
+	at, err := chunk.ParseRange(desc.Annotations[chunk.AnnotationIndexRange], int64(len(blob)))
+	require.NoError(s.t, err)
+	raw := blob[at.Off:at.End()]
+	if strings.HasSuffix(desc.MediaType, "+zstd") {
+		raw, err = chunk.SkippablePayload(raw)
+		require.NoError(s.t, err)
+	}
+	x, err := chunk.ParseIndex(raw, at.Off)
+	require.NoError(s.t, err)
+	return x, at
+}
