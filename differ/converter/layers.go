@@ -182,8 +182,7 @@ func tempFile(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// counting reports how far a reader is and stops with its context. It seeks
-// where the reader below does, so that a push can start again.
+// counting reports how far a reader is and stops with its context.
 type counting struct {
 	ctx    context.Context // of the one transfer that the reader serves
 	r      io.Reader
@@ -198,16 +197,6 @@ func (c *counting) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
 	c.report(c.n)
-	return n, err
-}
-
-func (c *counting) Seek(off int64, whence int) (int64, error) {
-	s, ok := c.r.(io.Seeker)
-	if !ok {
-		return 0, errors.New("this stream cannot go back")
-	}
-	n, err := s.Seek(off, whence)
-	c.n = n
 	return n, err
 }
 

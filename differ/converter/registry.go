@@ -161,15 +161,51 @@ func (t *registryTarget) push(ctx context.Context, resolver remotes.Resolver, re
 			err = cerr
 		}
 	}()
-	rc, err := open(ctx)
-	if err != nil {
+	r := &reopened{ctx: ctx, open: open}
+	defer r.Close()
+	if _, err := r.Seek(0, io.SeekStart); err != nil {
 		return false, err
 	}
-	defer rc.Close()
-	if err := content.Copy(ctx, w, rc, desc.Size, desc.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
+	if err := content.Copy(ctx, w, r, desc.Size, desc.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
 		return false, fmt.Errorf("pushing %s to %s: %w", desc.Digest, t.name, sentence(err))
 	}
 	return false, nil
+}
+
+// reopened is content that can be read again from any offset, by opening it
+// anew. The pusher starts over when the token expires between the request for an
+// upload and the upload.
+type reopened struct {
+	ctx  context.Context // of the one push that the reader serves
+	open func(context.Context) (io.ReadCloser, error)
+	rc   io.ReadCloser
+}
+
+func (r *reopened) Read(p []byte) (int, error) { return r.rc.Read(p) }
+
+// Seek goes to off from the start.
+func (r *reopened) Seek(off int64, whence int) (int64, error) {
+	if whence != io.SeekStart {
+		return 0, errors.ErrUnsupported
+	}
+	err := r.Close()
+	if err != nil {
+		return 0, err
+	}
+	if r.rc, err = r.open(r.ctx); err != nil {
+		return 0, err
+	}
+	return io.CopyN(io.Discard, r.rc, off)
+}
+
+// Close closes what is open.
+func (r *reopened) Close() error {
+	if r.rc == nil {
+		return nil
+	}
+	err := r.rc.Close()
+	r.rc = nil
+	return err
 }
 
 // mountable adds to desc the hint by which the pusher asks the registry to
