@@ -3,6 +3,7 @@ package converter
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -182,6 +183,9 @@ func rewriteConfig(raw []byte, diffIDs any) ([]byte, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &fields); err != nil {
 		return nil, fmt.Errorf("config is not a JSON object: %w", err)
+	}
+	if fields == nil {
+		return nil, errors.New("config is not a JSON object but null")
 	}
 	var features []string
 	if f, ok := fields["os.features"]; ok {
