@@ -1,6 +1,8 @@
 package erofs
 
 import (
+	"bytes"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -245,4 +247,30 @@ func TestRules(t *testing.T) {
 	for number := 1; number <= 6; number++ {
 		require.NotZero(t, blind[number], "no image that fsck.erofs accepts and rule %d refuses", number)
 	}
+}
+
+// Random damage to metadata is either refused or leaves a sound tree.
+func TestRandomDamage(t *testing.T) {
+	img := buildImage(t, victimFiles(), WriteOptions{Devices: []Device{victimDevice}})
+	rnd := rand.New(rand.NewPCG(1, 2))
+	m := newMutant(t, img)
+	whole := bytes.Clone(m.b)
+	refusedBy := map[string]int{}
+	for range 5000 {
+		copy(m.b, whole)
+		for range 1 + rnd.IntN(3) {
+			at := superOffset + rnd.Int64N(img.layout.MetaSize()-superOffset)
+			m.b[at] = uint8(rnd.Uint32())
+		}
+		m.seal()
+		got, err := m.parse()
+		if err == nil {
+			require.NoError(t, sound(got, int64(len(m.b))))
+			continue
+		}
+		var refused *RefusedError
+		require.ErrorAs(t, err, &refused)
+		refusedBy[refused.Rule]++
+	}
+	require.Greater(t, len(refusedBy), 8, "damage in many places: %v", refusedBy)
 }
