@@ -34,48 +34,75 @@ const maxNeighbours = 1024
 var ErrNoSource = errors.New("labels name no image reference and layer digest; " +
 	"set enable_remote_snapshot_annotations in the proxy plugin's exports")
 
-// Sources is the chain by which every layer is found: containerd's labels,
-// then stargz-snapshotter's, then ours. The first that succeeds counts.
-func Sources(hosts source.RegistryHosts) source.GetSources {
-	return Chain(FromCRILabels(hosts), source.FromDefaultLabels(hosts), FromOwnLabels(hosts))
+// labelError is why labels that are there are not believed. It is an ErrNoSource.
+type labelError struct{ reason string }
+
+func (e *labelError) Error() string {
+	return "labels do not say reliably where the layer comes from: " + e.reason
 }
 
-// Chain asks each of gets in turn and returns the first answer that is sound.
-// Label values are attacker-controlled: names and digests are validated, and
-// URLs are dropped, so that a host is only ever the reference's.
+func (e *labelError) Is(target error) bool { return target == ErrNoSource }
+
+// Sources is the chain by which every layer is found: containerd's labels,
+// then stargz-snapshotter's, then ours.
+func Sources(hosts source.RegistryHosts) source.GetSources {
+	return Chain(FromCRILabels(hosts), fromStargzLabels(hosts), FromOwnLabels(hosts))
+}
+
+// Chain asks each of gets and returns the first answer, if all are sound and name
+// the same blob of the same repository. Label values are attacker-controlled, and
+// which kind of labels the client wrote is not to be seen: a manifest can carry
+// those of the other kinds as annotations, to lead us and our credentials to
+// another host. Where kinds disagree none is believed. Names and digests are
+// validated, and URLs are dropped, so that a host is only ever the reference's.
 func Chain(gets ...source.GetSources) source.GetSources {
 	return func(labels map[string]string) ([]source.Source, error) {
-		var errs []error
+		var found []source.Source
 		for _, get := range gets {
 			srcs, err := get(labels)
-			if err == nil && len(srcs) > 0 {
-				if srcs, err = sanitize(srcs, labels); err == nil {
-					return srcs, nil
-				}
+			if errors.Is(err, ErrNoSource) || (err == nil && len(srcs) == 0) {
+				continue
 			}
-			if err != nil && !errors.Is(err, ErrNoSource) {
-				errs = append(errs, err)
+			if err == nil {
+				srcs, err = sanitize(srcs, labels)
+			}
+			if err != nil {
+				return nil, &labelError{fmt.Sprintf("%.200s", err.Error())}
+			}
+			if found == nil {
+				found = srcs
+			}
+			have, also := found[0], srcs[0]
+			if have.Name.Locator != also.Name.Locator || have.Target.Digest != also.Target.Digest {
+				return nil, &labelError{fmt.Sprintf("they name both %.100s@%s and %.100s@%s",
+					have.Name.Locator, have.Target.Digest, also.Name.Locator, also.Target.Digest)}
 			}
 		}
-		return nil, fmt.Errorf("%w%s", ErrNoSource, details(errs))
+		if found == nil {
+			return nil, ErrNoSource
+		}
+		return found, nil
 	}
-}
-
-// details renders why each of the chain's members refused.
-func details(errs []error) string {
-	if len(errs) == 0 {
-		return ""
-	}
-	parts := make([]string, len(errs))
-	for i, err := range errs {
-		parts[i] = fmt.Sprintf("%.200s", err.Error())
-	}
-	return " (" + strings.Join(parts, "; ") + ")"
 }
 
 // FromCRILabels reads the labels of containerd's pkg/snapshotters.
 func FromCRILabels(hosts source.RegistryHosts) source.GetSources {
 	return fromLabels(hosts, snapshotters.TargetRefLabel, snapshotters.TargetLayerDigestLabel)
+}
+
+// labelStargzRef is the label that says whether stargz-snapshotter's are there.
+const labelStargzRef = "containerd.io/snapshot/remote/stargz.reference"
+
+// fromStargzLabels reads what stargz-snapshotter's clients write. Its own function
+// does not tell labels that are absent from labels that are wrong.
+func fromStargzLabels(hosts source.RegistryHosts) source.GetSources {
+	get := source.FromDefaultLabels(hosts)
+	return func(labels map[string]string) ([]source.Source, error) {
+		if _, ok := labels[labelStargzRef]; !ok {
+			return nil, ErrNoSource
+		}
+		return get(labels)
+	}
 }
 
 // FromOwnLabels reads LabelImageRef and LabelLayerDigest.

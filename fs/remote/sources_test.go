@@ -155,3 +155,35 @@ func TestLabelsThatNameNothing(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "h.example/a", srcs[0].Name.Locator)
 }
+
+// A manifest may carry labels of the kinds that the client does not write. They
+// lead nowhere else: where kinds disagree, or one is wrong, none is believed.
+func TestLabelsThatDisagree(t *testing.T) {
+	const stargzRef, stargzDigest = "containerd.io/snapshot/remote/stargz.reference", "containerd.io/snapshot/remote/stargz.digest"
+	get := remote.Sources(newRig(t, nil).hosts.RegistryHosts)
+	d, other := digest.FromString("x").String(), digest.FromString("y").String()
+	kinds := [][2]string{
+		{snapshotters.TargetRefLabel, snapshotters.TargetLayerDigestLabel}, {stargzRef, stargzDigest}, {remote.LabelImageRef, remote.LabelLayerDigest},
+	}
+	for _, mine := range kinds {
+		for _, theirs := range kinds {
+			if mine == theirs {
+				continue
+			}
+			for name, forged := range map[string][2]string{
+				"another host":       {"evil.example/a:1", d},
+				"another repository": {"h.example/b:1", d},
+				"another blob":       {"h.example/a:1", other},
+				"not a name":         {"http://evil.example/a:1", d},
+				"not a digest":       {"h.example/a:1", "sha256:../../x"},
+			} {
+				_, err := get(map[string]string{mine[0]: "h.example/a:1", mine[1]: d, theirs[0]: forged[0], theirs[1]: forged[1]})
+				require.ErrorIs(t, err, remote.ErrNoSource, "%s: %s", theirs[0], name)
+				require.NotContains(t, err.Error(), "enable_remote_snapshot_annotations")
+			}
+			srcs, err := get(map[string]string{mine[0]: "h.example/a:1", mine[1]: d, theirs[0]: "h.example/a:2", theirs[1]: d})
+			require.NoError(t, err, "a tag does not matter where the blob is known")
+			require.Len(t, srcs, 1)
+		}
+	}
+}
