@@ -7,17 +7,15 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os/exec"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/registry/remote"
 
-	"github.com/lazyerofs/lazyerofs/differ"
-	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
@@ -28,6 +26,16 @@ type image struct {
 	manifest ocispec.Manifest
 	ready    []string
 }
+
+// form is how the layers of a converted image are stored.
+type form int
+
+const (
+	zstdForm form = iota
+	raw
+)
+
+var forms = map[string]form{"raw": raw, "zstd": zstdForm}
 
 // lines is the content of the file that layered adds.
 func lines() string {
@@ -65,31 +73,26 @@ func (s *shop) build(recipe testenv.Recipe) *testenv.Image {
 	return img
 }
 
-// convert converts img with the code that `lazyerofs convert` runs.
-func (s *shop) convert(img *testenv.Image, tag string, form differ.Form) *image {
+// convert converts img as a user would. The program is no part of the test's own
+// binary: compressing under the race detector takes minutes.
+func (s *shop) convert(img *testenv.Image, tag string, form form) *image {
 	s.t.Helper()
-	transport := &http.Transport{}
-	defer transport.CloseIdleConnections()
-	hosts := docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchAllHosts),
-		docker.WithClient(&http.Client{Transport: transport}))
 	name := "app:" + tag
-	src, err := converter.ParseSource("oci:"+img.Dir+":latest", hosts)
-	require.NoError(s.t, err)
-	dst, err := converter.ParseTarget(s.Addr()+"/"+name, hosts)
-	require.NoError(s.t, err)
-	_, err = converter.Image(s.t.Context(), src, dst, converter.Options{Layer: differ.Config{Form: form}, WorkDir: s.t.TempDir()})
-	require.NoError(s.t, err)
-	require.NoError(s.t, src.Close())
-	require.NoError(s.t, dst.Close())
+	args := []string{"convert", "--quiet", "--plain-http", "oci:" + img.Dir + ":latest", s.Addr() + "/" + name}
+	if form == raw {
+		args = append(args, "--raw")
+	}
+	out, err := exec.CommandContext(s.t.Context(), testenv.MustTool(s.t, "lazyerofs"), args...).CombinedOutput()
+	require.NoError(s.t, err, "%s", out)
 
 	repo, done := s.repo()
 	defer done()
-	_, raw, err := fetchManifest(s.t.Context(), repo, tag)
+	_, manifest, err := fetchManifest(s.t.Context(), repo, tag)
 	require.NoError(s.t, err)
-	out := &image{ref: s.addr() + "/" + name, ready: img.Ready}
-	require.NoError(s.t, json.Unmarshal(raw, &out.manifest))
+	lazy := &image{ref: s.addr() + "/" + name, ready: img.Ready}
+	require.NoError(s.t, json.Unmarshal(manifest, &lazy.manifest))
 	s.Reset()
-	return out
+	return lazy
 }
 
 func fetchManifest(ctx context.Context, repo *remote.Repository, tag string) (ocispec.Descriptor, []byte, error) {
@@ -129,10 +132,10 @@ func (s *shop) alter(img *image, tag string, change func(m *ocispec.Manifest, c 
 	ctx := s.t.Context()
 	repo, done := s.repo()
 	defer done()
-	raw, err := content.FetchAll(ctx, repo, img.manifest.Config)
+	b, err := content.FetchAll(ctx, repo, img.manifest.Config)
 	require.NoError(s.t, err)
 	var config ocispec.Image
-	require.NoError(s.t, json.Unmarshal(raw, &config))
+	require.NoError(s.t, json.Unmarshal(b, &config))
 	m := clone(s, img.manifest)
 	change(&m, &config)
 	m.Config = s.push(repo, m.Config.MediaType, config)
@@ -144,18 +147,22 @@ func (s *shop) alter(img *image, tag string, change func(m *ocispec.Manifest, c 
 
 func clone(s *shop, m ocispec.Manifest) (out ocispec.Manifest) {
 	s.t.Helper()
-	raw, err := json.Marshal(m)
+	b, err := json.Marshal(m)
 	require.NoError(s.t, err)
-	require.NoError(s.t, json.Unmarshal(raw, &out))
+	require.NoError(s.t, json.Unmarshal(b, &out))
 	return out
 }
 
 func (s *shop) push(repo *remote.Repository, mediaType string, v any) ocispec.Descriptor {
 	s.t.Helper()
-	raw, err := json.Marshal(v)
+	b, err := json.Marshal(v)
 	require.NoError(s.t, err)
-	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
-	require.NoError(s.t, repo.Push(s.t.Context(), desc, io.NopCloser(bytes.NewReader(raw))))
+	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	ok, err := repo.Exists(s.t.Context(), desc)
+	require.NoError(s.t, err)
+	if !ok {
+		require.NoError(s.t, repo.Push(s.t.Context(), desc, io.NopCloser(bytes.NewReader(b))))
+	}
 	return desc
 }
 
@@ -164,12 +171,12 @@ func (s *shop) index(desc ocispec.Descriptor, blob []byte) (*chunk.Index, chunk.
 	s.t.Helper()
 	at, err := chunk.ParseRange(desc.Annotations[chunk.AnnotationIndexRange], int64(len(blob)))
 	require.NoError(s.t, err)
-	raw := blob[at.Off:at.End()]
+	section := blob[at.Off:at.End()]
 	if strings.HasSuffix(desc.MediaType, "+zstd") {
-		raw, err = chunk.SkippablePayload(raw)
+		section, err = chunk.SkippablePayload(section)
 		require.NoError(s.t, err)
 	}
-	x, err := chunk.ParseIndex(raw, at.Off)
+	x, err := chunk.ParseIndex(section, at.Off)
 	require.NoError(s.t, err)
 	return x, at
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
@@ -54,7 +53,7 @@ func TestRegistryLog(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := openShop(t, scratch(t))
 			began := time.Now()
-			lazy := s.convert(img(s), "lazy", differ.Zstd)
+			lazy := s.convert(img(s), "lazy", zstdForm)
 			t.Logf("converted in %s", time.Since(began).Round(time.Millisecond))
 			n := startNode(t, nil)
 			began = time.Now()

@@ -16,7 +16,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
@@ -89,9 +88,6 @@ func (l *liar) Write(p []byte) (int, error) {
 	l.pos += int64(n)
 	return n, err
 }
-
-// forms are both ways to store a layer.
-var forms = map[string]differ.Form{"raw": differ.Raw, "zstd": differ.Zstd}
 
 // top returns the highest layer of img with its bytes.
 func (s *shop) top(img *image) (ocispec.Descriptor, []byte) {

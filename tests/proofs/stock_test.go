@@ -7,7 +7,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
@@ -44,7 +43,7 @@ func TestStockContainerd(t *testing.T) {
 	}
 	want := run("overlayfs", plainRef, "overlayfs")
 	require.Equal(t, testenv.TinyOutput, want)
-	for name, form := range map[string]differ.Form{"raw": differ.Raw, "zstd": differ.Zstd} {
+	for name, form := range forms {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, want, run("erofs", s.convert(plain, name, form).ref, name))
 		})
