@@ -95,29 +95,40 @@ func (l *Layer) claim(b *batch, i int) *call {
 }
 
 // claimAhead adds read-ahead to a batch of demanded chunks, as far as the
-// allowance goes: first what follows, then what precedes. Needs mu.
+// allowance goes: first what follows, then what precedes, nearest first. Needs
+// mu.
 func (l *Layer) claimAhead(b *batch) {
-	var demanded int64
 	for _, c := range b.calls {
-		demanded += l.plan.Data.At(c.chunk).Data.Len
+		l.stats.missed.Add(l.plan.Data.At(c.chunk).Data.Len)
 	}
-	left := l.ahead.allowance(l.asked.bytes(), l.stats.missed.Add(demanded))
+	used := func(i int) bool { return l.asked.any(l.plan.Data.At(i).Data) }
 	have := func(i int) bool { return l.calls[i] != nil || l.file.ResidentChunk(i) }
+	left := l.ahead.allowance(l.plan.Data, l.asked.bytes(), used)
 	first, last := b.calls[0].chunk, b.calls[len(b.calls)-1].chunk
-	want := l.ahead.miss(l.plan.Data, first, last, have)
+	want := l.ahead.miss(l.plan.Data, first, last, used)
 	defer l.ahead.settle(l.plan.Data, last, have)
-	for _, s := range []span{{last + 1, want.last}, {want.first, first - 1}} {
-		for i := s.first; i <= s.last; i++ {
-			if have(i) {
-				continue
-			}
-			n := l.plan.Data.At(i).Data.Len
-			if left -= n; left < 0 {
-				return
-			}
-			l.claim(b, i)
-			l.stats.missed.Add(n)
-			l.stats.readAhead.Add(n)
+	claim := func(i int) bool {
+		if have(i) {
+			return true
+		}
+		n := l.plan.Data.At(i).Data.Len
+		if left -= n; left < 0 {
+			return false
+		}
+		l.claim(b, i)
+		l.ahead.fetched(i, n)
+		l.stats.missed.Add(n)
+		l.stats.readAhead.Add(n)
+		return true
+	}
+	for i := last + 1; i <= want.last; i++ {
+		if !claim(i) {
+			return
+		}
+	}
+	for i := first - 1; i >= want.first; i-- {
+		if !claim(i) {
+			return
 		}
 	}
 }

@@ -32,10 +32,10 @@ type Config struct {
 	// MaxReadAhead is the most image data, in bytes, that one miss fetches beyond
 	// what was asked for. 0 means DefaultMaxReadAhead, below 0 none.
 	MaxReadAhead int64
-	// ReadAheadRatio bounds read-ahead: the bytes that misses made resident stay
-	// below this many times the distinct bytes asked for. 0 means
-	// DefaultReadAheadRatio. Whole chunks are fetched whatever it says.
-	ReadAheadRatio float64
+	// ReadAheadWaste bounds what is fetched ahead and never asked for, as a share
+	// of the distinct bytes asked for; 0 means DefaultReadAheadWaste. A small
+	// amount is free.
+	ReadAheadWaste float64
 	// Trace, when set, is told of every batch that ended. It is called from
 	// several goroutines at once and must be quick.
 	Trace func(Event)
@@ -97,7 +97,7 @@ func New(c Config) (*Layer, error) {
 		id: layerID(c.Blob), plan: c.Plan, blob: c.Blob, file: c.File, meta: c.Meta, slots: c.Slots,
 		trace: c.Trace, finished: c.Finished, asked: newAskedMap(c.Plan.Data.Size()),
 		ctx: ctx, cancel: cancel, complete: make(chan struct{}),
-		calls: map[int]*call{}, ahead: newReadahead(c.MaxReadAhead, c.ReadAheadRatio), idle: make(chan struct{}),
+		calls: map[int]*call{}, ahead: newReadahead(c.MaxReadAhead, c.ReadAheadWaste), idle: make(chan struct{}),
 	}
 	close(l.idle)
 	l.tasks.Go(l.awaitComplete)

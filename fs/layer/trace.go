@@ -114,6 +114,22 @@ func newAskedMap(size int64) askedMap {
 	return askedMap{words: make([]atomic.Uint64, (blocks+63)/64), size: size, count: new(atomic.Int64)}
 }
 
+// any reports whether a block of e was asked for.
+func (a *askedMap) any(e chunk.Extent) bool {
+	first, last := e.Off/chunk.BlockSize, (e.End()-1)/chunk.BlockSize
+	for b := first; b <= last; b++ {
+		w := a.words[b/64].Load()
+		if w == 0 {
+			b |= 63 // on to the next word
+			continue
+		}
+		if w>>(b%64)&1 != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // mark notes image data [off, off+n); what is outside is ignored.
 func (a *askedMap) mark(off, n int64) {
 	if off < 0 || n <= 0 || off >= a.size {
