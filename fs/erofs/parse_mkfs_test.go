@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sort"
 	"strings"
 	"testing"
@@ -20,7 +19,7 @@ import (
 func foreignTree(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "src")
-	run(t, "cp", "-a", filepath.Join(runtime.GOROOT(), "src", "net"), dir)
+	run(t, "cp", "-a", filepath.Join(goroot(t), "src", "net"), dir)
 	at := func(name string) string { return filepath.Join(dir, name) }
 	require.NoError(t, unix.Mkfifo(at("pipe"), 0o600))
 	require.NoError(t, unix.Mknod(at("white"), unix.S_IFCHR, 0))

@@ -14,12 +14,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// goroot is the directory of the Go toolchain that runs the test.
+func goroot(t *testing.T) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
+	require.NoError(t, err)
+	return strings.TrimSpace(string(out))
+}
+
 // A real tree, the Go compiler's sources, equals its image in all that the
 // kernel reports of both.
 func TestWriteRealTree(t *testing.T) {
-	goroot, err := exec.Command("go", "env", "GOROOT").Output()
-	require.NoError(t, err)
-	src := filepath.Join(strings.TrimSpace(string(goroot)), "src", "cmd", "compile")
+	src := filepath.Join(goroot(t), "src", "cmd", "compile")
 	var files []wantFile
 	require.NoError(t, filepath.WalkDir(src, func(p string, _ fs.DirEntry, err error) error {
 		if err != nil {
