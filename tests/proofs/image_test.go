@@ -66,6 +66,14 @@ echo within >"$ROOT/within"
 	return s.build(recipe)
 }
 
+// python is a real image of 265 MB.
+func (s *shop) python() *testenv.Image {
+	s.t.Helper()
+	recipe, err := testenv.Python(s.t.Context())
+	require.NoError(s.t, err)
+	return s.build(recipe)
+}
+
 func (s *shop) build(recipe testenv.Recipe) *testenv.Image {
 	s.t.Helper()
 	img, err := recipe.Build(s.t.Context(), func(step string) { s.t.Log("building", step) })

@@ -44,11 +44,7 @@ func account(t *testing.T, s *shop, img *image, ready time.Time) (layers []bill)
 func TestRegistryLog(t *testing.T) {
 	for name, img := range map[string]func(*shop) *testenv.Image{
 		"layered": (*shop).layered,
-		"python": func(s *shop) *testenv.Image {
-			recipe, err := testenv.Python(t.Context())
-			require.NoError(t, err)
-			return s.build(recipe)
-		},
+		"python":  (*shop).python,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := openShop(t, scratch(t))
