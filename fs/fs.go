@@ -131,6 +131,9 @@ func (f *FS) attach(ctx context.Context, dir string, s *shared, mounted bool) (d
 		}
 		return m, nil
 	}
+	if err := s.verdict(); err != nil {
+		return nil, err
+	}
 	if err := s.prepare(ctx); err != nil {
 		return nil, err
 	}

@@ -255,6 +255,53 @@ func TestWrongWholeIsQuarantined(t *testing.T) {
 	r.requireTree(at, img)
 }
 
+// The verdict on a layer's claim outlives the process that found it, at once.
+func TestVerdictOutlivesTheProcess(t *testing.T) {
+	r := newRig(t)
+	claimed := digest.FromString("something else").String()
+	img := r.publish(drivertest.NewImage(t, 15, false), false, func(d *ocispec.Descriptor) {
+		d.Annotations[chunk.AnnotationUncompressedDigest] = claimed
+	})
+	img.labels[labelDiffID] = claimed
+	at := r.mount("a", img)
+	require.NoError(t, r.FS.layers[img.desc.Digest].layer.Fill(t.Context()))
+	eventually(t, "the layer is found out", func() bool { return r.Check(t.Context(), at) != nil })
+	r.stop()
+	r.start()
+	require.NoError(t, r.Mount(t.Context(), at, img.labels), "what is mounted is taken over")
+	require.Equal(t, ReasonQuarantine, reason(t, r.Check(t.Context(), at)))
+	require.Equal(t, ReasonQuarantine, reason(t, r.Mount(t.Context(), r.newTarget("b"), img.labels)))
+	r.requireTree(at, img)
+}
+
+// A claim that nothing has confirmed is no obstacle for an image that claims
+// another; a claim that was confirmed is.
+func TestUnconfirmedClaimDoesNotStick(t *testing.T) {
+	r := newRig(t)
+	img := r.publish(drivertest.NewImage(t, 17, false), false, nil)
+	forged := digest.FromString("mine").String()
+	lie := r.labels(img.desc, forged)
+	for _, key := range []string{chunk.LabelUncompressedDigest, chunk.AnnotationUncompressedDigest} {
+		lie[key] = forged
+	}
+	closed := func() {
+		eventually(t, "the layer is closed", func() bool { f := r.FS; f.mu.Lock(); defer f.mu.Unlock(); return len(f.layers) == 0 })
+	}
+	at := r.newTarget("a")
+	require.NoError(t, r.Mount(t.Context(), at, lie))
+	require.NoError(t, r.Unmount(t.Context(), at))
+	closed()
+	require.NoError(t, r.Mount(t.Context(), at, img.labels))
+	l := r.FS.layers[img.desc.Digest].layer
+	require.NoError(t, l.Fill(t.Context()))
+	<-l.Complete()
+	require.NoError(t, r.Unmount(t.Context(), at))
+	closed()
+	require.Equal(t, ReasonIdentity, reason(t, r.Mount(t.Context(), at, lie)))
+	require.NoError(t, r.Mount(t.Context(), at, img.labels))
+	r.requireTree(at, img)
+}
+
 func TestQuarantineByDriver(t *testing.T) {
 	r := newRig(t)
 	img := r.publish(drivertest.NewImage(t, 16, false), false, nil)

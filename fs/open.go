@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -13,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lazyerofs/lazyerofs/fs/cache"
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/format"
 	"github.com/lazyerofs/lazyerofs/fs/layer"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
@@ -55,16 +57,59 @@ func (f *FS) recall(ctx context.Context, s *shared, srcs []source.Source, dir st
 	if err != nil {
 		return fmt.Errorf("reading the record of layer %s: %w", s.id, err)
 	}
-	want, err := claim(srcs[0].Target, labels[labelDiffID])
+	want, err := claim(asRecorded(srcs[0].Target, rec.Descriptor, labels), labels[labelDiffID])
 	if err != nil {
 		return err
 	}
-	if described(want) {
-		if err := sameContent(rec.Descriptor, want); err != nil {
+	if sameContent(rec.Descriptor, want) == nil {
+		if err := f.reopen(ctx, s, srcs, dir, rec, nil); err != nil || rec.Condemned == "" {
 			return err
 		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.condemn(s, errors.New(rec.Condemned))
+		return nil
 	}
-	return f.reopen(ctx, s, srcs, dir, rec)
+	return f.reclaim(ctx, s, srcs, dir, rec, want)
+}
+
+// asRecorded returns what labels say of a layer or, where they do not say it, what
+// was recorded, so that no manifest is needed. The recorded claim is another
+// image's: what this image gives must be held against the record on its own.
+func asRecorded(target, rec ocispec.Descriptor, labels map[string]string) ocispec.Descriptor {
+	if described(target) {
+		return target
+	}
+	if labels[labelDiffID] != "" {
+		rec.Annotations = maps.Clone(rec.Annotations)
+		delete(rec.Annotations, chunk.AnnotationUncompressedDigest)
+	}
+	return rec
+}
+
+// reclaim opens a layer from its record for an image that claims another digest of
+// the whole than the image for which it was recorded. A claim that no complete
+// layer has confirmed is that image's word alone and must not stand in the way of
+// others; one that was confirmed makes this one false.
+func (f *FS) reclaim(ctx context.Context, s *shared, srcs []source.Source, dir string, rec cache.Record, want ocispec.Descriptor) error {
+	differ := sameContent(rec.Descriptor, want)
+	if want.Annotations[chunk.AnnotationUncompressedDigest] == "" {
+		return differ
+	}
+	rec.Descriptor.Annotations = maps.Clone(rec.Descriptor.Annotations)
+	for _, key := range []string{chunk.AnnotationUncompressedDigest, chunk.LabelUncompressedDigest} {
+		rec.Descriptor.Annotations[key] = want.Annotations[chunk.AnnotationUncompressedDigest]
+	}
+	if err := sameContent(rec.Descriptor, want); err != nil {
+		return err // it differs in more
+	}
+	rec.Condemned = ""
+	return f.reopen(ctx, s, srcs, dir, rec, func(file *cache.File) error {
+		if file.Verified() {
+			return differ
+		}
+		return cache.SaveRecord(dir, rec)
+	})
 }
 
 // first opens a layer that this node sees for the first time and records what the
@@ -82,7 +127,7 @@ func (f *FS) first(ctx context.Context, s *shared, srcs []source.Source, dir str
 		early.Release()
 		return fmt.Errorf("reading the index of layer %s: %w", desc.Digest, err)
 	}
-	err = f.assemble(s, dir, desc, plan, early, func() error {
+	err = f.assemble(s, dir, desc, plan, early, func(*cache.File) error {
 		if err := cache.SaveIndex(dir, tape.Bytes()); err != nil {
 			return err
 		}
@@ -106,8 +151,8 @@ func refs(srcs []source.Source) []string {
 	return out
 }
 
-// reopen opens a layer from its record: no request is made.
-func (f *FS) reopen(ctx context.Context, s *shared, srcs []source.Source, dir string, rec cache.Record) error {
+// reopen opens a layer from its record: no request is made. save is assemble's.
+func (f *FS) reopen(ctx context.Context, s *shared, srcs []source.Source, dir string, rec cache.Record, save func(*cache.File) error) error {
 	blob, err := remote.Open(ctx, f.c.Resolver, srcs, rec.Descriptor, f.c.Remote)
 	if err != nil {
 		return fmt.Errorf("finding layer %s: %w", s.id, err)
@@ -128,14 +173,14 @@ func (f *FS) reopen(ctx context.Context, s *shared, srcs []source.Source, dir st
 		if err != nil {
 			return fmt.Errorf("reading the recorded index of layer %s: %w", s.id, err)
 		}
-		return f.assemble(s, dir, rec.Descriptor, plan, blob, nil)
+		return f.assemble(s, dir, rec.Descriptor, plan, blob, save)
 	}
 	return fail(ReasonFormat, "layer %s was recorded in the format %q, which this build does not know", s.id, rec.Format)
 }
 
 // assemble makes the layer from its parts. save, if any, runs once its directory
-// exists.
-func (f *FS) assemble(s *shared, dir string, desc ocispec.Descriptor, plan *format.Plan, blob remote.Blob, save func() error) error {
+// exists and its data file is open.
+func (f *FS) assemble(s *shared, dir string, desc ocispec.Descriptor, plan *format.Plan, blob remote.Blob, save func(*cache.File) error) error {
 	o := cache.Options{ID: s.id, Map: plan.Data}
 	if f.c.Writer != nil {
 		o.Writer = f.c.Writer(layerID(s.id))
@@ -150,7 +195,7 @@ func (f *FS) assemble(s *shared, dir string, desc ocispec.Descriptor, plan *form
 		return errors.Join(err, file.Close(ctx))
 	}
 	if save != nil {
-		if err := save(); err != nil {
+		if err := save(file); err != nil {
 			return undo(fmt.Errorf("recording layer %s: %w", s.id, err))
 		}
 	}
@@ -181,9 +226,32 @@ func (f *FS) finished(s *shared, err error) {
 		log.G(f.ctx).WithField("layer", s.id).Info("layer is complete")
 		return
 	}
+	f.remember(s, err)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.condemn(s, err)
+}
+
+// remember records a verdict of content, so that a successor of this process need
+// not find it again before it may say no.
+func (f *FS) remember(s *shared, verdict error) {
+	var corrupt *chunk.CorruptError
+	if !errors.As(verdict, &corrupt) {
+		return
+	}
+	dir, err := f.c.Store.Dir(s.id)
+	if err != nil {
+		log.G(f.ctx).WithError(err).WithField("layer", s.id).Warn("cannot record that a layer is wrong")
+		return
+	}
+	rec, err := cache.LoadRecord(dir)
+	if err == nil {
+		rec.Condemned = verdict.Error()
+		err = cache.SaveRecord(dir, rec)
+	}
+	if err != nil {
+		log.G(f.ctx).WithError(err).WithField("layer", s.id).Warn("cannot record that a layer is wrong")
+	}
 }
 
 // saveMeta writes metadata that was made on this node beside the data file.

@@ -82,9 +82,66 @@ func TestFalseClaimIsFoundWhenComplete(t *testing.T) {
 	}
 	require.Equal(t, mounts, n.mounts())
 
-	_, err := n.Ctr(t.Context(), "images", "remove", "--sync", evil.ref, honest.ref)
+	// The verdict outlives the daemon that found it.
+	require.NoError(t, n.daemon.Replace(t.Context()))
+	_, err := n.tryRun(honest.ref, "two", "/hello", "/lines")
+	require.ErrorContains(t, err, "quarantined")
+	require.Equal(t, mounts, n.mounts())
+
+	_, err = n.Ctr(t.Context(), "images", "remove", "--sync", evil.ref, honest.ref)
 	require.NoError(t, err)
 	require.Empty(t, n.mounts())
 	n.pull(honest.ref)
 	require.Equal(t, "/lines: "+lines(), n.run(honest.ref, "three", "/hello", "/lines"))
+}
+
+// A false claim about a layer does not outlive the image that makes it: another
+// image that says the truth about the same blob gets it lazily.
+func TestFalseClaimDoesNotStick(t *testing.T) {
+	s := openShop(t, scratch(t))
+	_, evil := s.rivals(zstdForm, func(layer *ocispec.Descriptor, diffID string) {
+		layer.Annotations[chunk.AnnotationUncompressedDigest] = diffID
+		layer.Annotations[chunk.LabelUncompressedDigest] = diffID
+	})
+	truth := s.convert(s.impostor(), "truth", zstdForm)
+	n := startNode(t, nil)
+	n.pull(evil.ref)
+	_, err := n.Ctr(t.Context(), "images", "remove", "--sync", evil.ref)
+	require.NoError(t, err)
+	require.Empty(t, n.mounts())
+	require.NoError(t, n.daemon.Replace(t.Context())) // so that nothing of it is open any more
+	n.pull(truth.ref)
+	requireLazy(t, s, truth)
+	require.Len(t, n.mounts(), len(truth.manifest.Layers))
+	n.run(truth.ref, "one", "/hello", "/lines")
+}
+
+// A blob that was found good under its own diff id is not given to an image that
+// claims another for it, also when only the manifest says what the layer is.
+func TestFalseClaimAboutAKnownBlob(t *testing.T) {
+	s := openShop(t, scratch(t))
+	honest, evil := s.rivals(zstdForm, func(layer *ocispec.Descriptor, diffID string) {
+		for k := range layer.Annotations {
+			if strings.HasPrefix(k, chunk.SnapshotPrefix) {
+				delete(layer.Annotations, k)
+			}
+		}
+		layer.Annotations[chunk.AnnotationUncompressedDigest] = diffID
+	})
+	truth := s.convert(s.impostor(), "truth", zstdForm)
+	n := startNode(t, nil)
+	n.pull(truth.ref)
+	n.run(truth.ref, "one", "/hello", "/lines")
+	require.Eventually(t, func() bool {
+		return strings.Contains(n.daemonLog(), `layer is complete" layer="`+truth.manifest.Layers[3].Digest.String())
+	}, time.Minute, 20*time.Millisecond)
+	_, err := n.Ctr(t.Context(), "images", "remove", "--sync", truth.ref)
+	require.NoError(t, err)
+
+	// Our differ finds the manifest's own annotation wrong before containerd finds
+	// the diff id wrong.
+	require.ErrorContains(t, n.tryPull(evil.ref), "failed to extract layer")
+	require.Contains(t, n.daemonLog(), "reason=identity")
+	n.pull(honest.ref)
+	require.Equal(t, "/lines: "+lines(), n.run(honest.ref, "two", "/hello", "/lines"))
 }
