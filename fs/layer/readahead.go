@@ -31,9 +31,10 @@ type stream struct {
 	used   uint64
 }
 
-// readahead decides what else a miss fetches, on two grounds. A miss that
-// continues where the last fetch ended has a reader going forward: its window
-// starts with one chunk and doubles with each further such miss. And a region of
+// readahead decides what else a miss fetches, on two grounds. What follows: one
+// chunk after any miss, since a file that is opened is read on and a library's
+// symbols come right after its header, and from then on twice as much with each
+// miss that continues where the last fetch ended. And a region of
 // which a good part was asked for already, as happens to the directories that a
 // program loads its modules from, is fetched whole. What bounds both is waste:
 // chunks fetched ahead count against the allowance until somebody asks for them.
@@ -104,7 +105,7 @@ func (r *readahead) miss(m chunk.Map, first, last int, used func(int) bool) span
 	s := r.find(first)
 	if s == nil {
 		s = r.oldest()
-		s.window = 0
+		s.window = m.At(last).Data.Len
 	} else {
 		s.window = min(max(2*s.window, m.At(last).Data.Len), r.limit)
 	}
