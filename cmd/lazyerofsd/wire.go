@@ -62,6 +62,12 @@ func (d *daemon) end(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// readAheadKB is the kernel's read-ahead on lazy mounts, twice its default: what
+// it asks for in one event costs one round trip to the registry. A cold start of
+// Python with numpy asks for an eighth more data in a tenth fewer round trips;
+// beyond 256 KiB it asks for more and saves nothing.
+const readAheadKB = 256
+
 // wire puts the parts together. Nothing is fetched and nothing served yet.
 func wire(ctx context.Context, c config, notify *fdstore.Store, left inheritance) (_ *daemon, err error) {
 	d := &daemon{c: c, notify: notify, metrics: prometheus.NewRegistry()}
@@ -155,9 +161,10 @@ func (d *daemon) wireDriver(ctx context.Context, cacheDir string, left inheritan
 		return nil, err
 	}
 	list, err := drivers.New(ctx, drivers.Config{Fanotify: fanotify.Config{
-		Keeper:     d.notify,
-		Inherited:  left,
-		Quarantine: func(ids []string, why error) { d.files.Quarantine(ids, why) },
+		Keeper:      d.notify,
+		Inherited:   left,
+		ReadAheadKB: readAheadKB,
+		Quarantine:  func(ids []string, why error) { d.files.Quarantine(ids, why) },
 	}})
 	if err != nil {
 		log.G(ctx).WithError(err).Error("layers are not loaded lazily")
