@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/containerd/log"
@@ -52,6 +53,8 @@ type FS struct {
 	ctx   context.Context // ends with Close
 	stop  context.CancelFunc
 	tasks sync.WaitGroup
+
+	records sync.Mutex // held while a layer's record is changed
 
 	mu      sync.Mutex // guards the following; never held while anything waits
 	closed  bool
@@ -152,6 +155,10 @@ func (f *FS) keep(dir string, m driver.Mount, s *shared) error {
 		return ErrClosed
 	}
 	f.targets[dir] = &target{mount: m, layer: s}
+	if err := s.verdict(); err != nil {
+		log.G(f.ctx).WithError(err).WithField("layer", s.id).WithField("mount", dir).
+			Error("a mount of a quarantined layer was taken over: remove the containers over it")
+	}
 	f.tasks.Go(func() { // ends with the mount or with Close
 		select {
 		case <-m.Done():
@@ -247,15 +254,25 @@ func (f *FS) Prune(ctx context.Context) error {
 
 // Quarantine keeps new containers away from layers, by the drivers' IDs.
 func (f *FS) Quarantine(layerIDs []string, why error) {
+	for _, s := range f.named(layerIDs) {
+		f.mu.Lock()
+		f.condemn(s, why)
+		f.mu.Unlock()
+		f.suspect(s, why)
+	}
+}
+
+// named returns the layers with these IDs.
+func (f *FS) named(layerIDs []string) []*shared {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, id := range layerIDs {
-		for _, s := range f.layers {
-			if layerID(s.id) == id {
-				f.condemn(s, why)
-			}
+	var found []*shared
+	for _, s := range f.layers {
+		if slices.Contains(layerIDs, layerID(s.id)) {
+			found = append(found, s)
 		}
 	}
+	return found
 }
 
 // condemn records why s is not to be used and names its mounts. f.mu is held.

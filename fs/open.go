@@ -62,12 +62,13 @@ func (f *FS) recall(ctx context.Context, s *shared, srcs []source.Source, dir st
 		return err
 	}
 	if sameContent(rec.Descriptor, want) == nil {
-		if err := f.reopen(ctx, s, srcs, dir, rec, nil); err != nil || rec.Condemned == "" {
+		why := doubts(rec)
+		if err := f.reopen(ctx, s, srcs, dir, rec, nil); err != nil || why == nil {
 			return err
 		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.condemn(s, errors.New(rec.Condemned))
+		f.condemn(s, why)
 		return nil
 	}
 	return f.reclaim(ctx, s, srcs, dir, rec, want)
@@ -239,17 +240,7 @@ func (f *FS) remember(s *shared, verdict error) {
 	if !errors.As(verdict, &corrupt) {
 		return
 	}
-	dir, err := f.c.Store.Dir(s.id)
-	if err != nil {
-		log.G(f.ctx).WithError(err).WithField("layer", s.id).Warn("cannot record that a layer is wrong")
-		return
-	}
-	rec, err := cache.LoadRecord(dir)
-	if err == nil {
-		rec.Condemned = verdict.Error()
-		err = cache.SaveRecord(dir, rec)
-	}
-	if err != nil {
+	if err := f.amend(s, func(r *cache.Record) { r.Condemned = verdict.Error() }); err != nil {
 		log.G(f.ctx).WithError(err).WithField("layer", s.id).Warn("cannot record that a layer is wrong")
 	}
 }

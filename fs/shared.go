@@ -130,6 +130,9 @@ func (f *FS) release(s *shared) {
 		if err := s.close(ctx); err != nil {
 			log.G(f.ctx).WithError(err).Warn("closing a layer that nobody uses")
 		}
+		if s.verdict() != nil {
+			f.cleared(s)
+		}
 	}
 	f.drop(s)
 }

@@ -37,6 +37,16 @@ type Record struct {
 	// Condemned is why the complete layer is not what Descriptor says, "" while
 	// nothing is known against it.
 	Condemned string `json:"condemned,omitempty"`
+	// Suspect is set while mounts of the layer may show zeros for data.
+	Suspect *Suspect `json:"suspect,omitempty"`
+}
+
+// Suspect says that superblocks of a layer read while nobody guarded them.
+type Suspect struct {
+	// Boot is the id of the boot in which they were mounted: they end with it.
+	Boot string `json:"boot"`
+	// Why is the reason, in words.
+	Why string `json:"why"`
 }
 
 // SaveRecord writes r into the layer directory dir. It is on disk when

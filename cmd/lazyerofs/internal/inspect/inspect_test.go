@@ -57,7 +57,7 @@ func opener(blobs map[string][]byte) Opener {
 }
 
 func TestRunAgreesWithTheConverter(t *testing.T) {
-	img, blobs, results := layers(t, 40, 3000)
+	img, blobs, results := layers(t, 40, 400)
 	got, err := Run(t.Context(), img, opener(blobs), all.All())
 	require.NoError(t, err)
 	require.True(t, got.Lazy)
