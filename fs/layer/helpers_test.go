@@ -153,3 +153,14 @@ func smallDisk(t *testing.T, size string) string {
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
 	return dir
 }
+
+// settled waits until nothing is under way: a read that joins a fetch shares its
+// failure, and only the next one begins anew.
+func (r *rig) settled(l *Layer) {
+	r.t.Helper()
+	require.Eventually(r.t, func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.calls) == 0
+	}, 10*time.Second, time.Millisecond)
+}

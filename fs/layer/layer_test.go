@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"sync"
 	"testing"
-	"time"
 
 	digest "github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
@@ -286,12 +285,7 @@ func TestRegistryDown(t *testing.T) {
 	require.ErrorIs(t, l.Ensure(t.Context(), 0, 1), down)
 	require.ErrorIs(t, l.Fill(t.Context()), down)
 	require.Zero(t, r.checkResident(l))
-	// A read that joins a fetch shares its failure: the next one begins anew.
-	require.Eventually(t, func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return len(l.calls) == 0
-	}, 10*time.Second, time.Millisecond)
+	r.settled(l)
 	mu.Lock()
 	cause = nil
 	mu.Unlock()
