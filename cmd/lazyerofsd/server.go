@@ -29,7 +29,7 @@ const stopTimeout = 20 * time.Second
 
 // pruneTimeout bounds how long the end of superblocks is waited for that nobody
 // can reach through a mount of ours any more; containers may hold them.
-const pruneTimeout = 2 * time.Second
+const pruneTimeout = 10 * time.Second
 
 // run serves until ctx ends or a part fails, then ends everything.
 func (d *daemon) run(ctx context.Context) error {
