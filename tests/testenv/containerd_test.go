@@ -78,7 +78,7 @@ func TestContainerdStopEndsWhatRuns(t *testing.T) {
 			// A FIFO without a writer holds the reader for ever.
 			fifo := filepath.Join(t.TempDir(), "fifo")
 			require.NoError(t, unix.Mkfifo(fifo, 0o600))
-			_, err = c.Ctr(t.Context(), "run", "--detach", "--null-io", "--mount", "type=bind,src="+fifo+",dst=/etc/kept,options=bind", ref, "held", "/hello", "/etc/kept")
+			_, err = c.Ctr(t.Context(), "run", "--detach", "--null-io", "--mount", "type=bind,src="+fifo+",dst=/etc/kept,options=bind", ref, "held", "/hello", "/etc/kept", fifo)
 			require.NoError(t, err)
 			tasks, err := c.Ctr(t.Context(), "tasks", "list")
 			require.NoError(t, err)
@@ -88,7 +88,7 @@ func TestContainerdStopEndsWhatRuns(t *testing.T) {
 				<-c.proc.done
 			}
 			require.NoError(t, c.Stop())
-			pids, err := Processes("/hello")
+			pids, err := Processes(fifo) // the last argument, which it never gets to
 			require.NoError(t, err)
 			require.Empty(t, pids)
 		})
@@ -111,7 +111,7 @@ func TestCancelledRunLeavesNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ran := make(chan error, 1)
 	go func() {
-		_, err := c.Ctr(ctx, "run", "--rm", "--mount", "type=bind,src="+fifo+",dst=/etc/kept,options=bind", ref, "held", "/hello", "/etc/kept")
+		_, err := c.Ctr(ctx, "run", "--rm", "--mount", "type=bind,src="+fifo+",dst=/etc/kept,options=bind", ref, "held", "/hello", "/etc/kept", fifo)
 		ran <- err
 	}()
 	require.Eventually(t, func() bool {
