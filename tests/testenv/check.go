@@ -65,15 +65,22 @@ func VerifyNoLeaks(t testing.TB, dir string) {
 // connection that the other end has closed is closed here a moment later, by a
 // goroutine of net/http: it gets that moment.
 func newDescriptors(before map[int]string) (map[int]string, error) {
-	for patience := 50; ; patience-- {
+	deadline := time.After(5 * time.Second)
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
+	for {
 		after, err := Descriptors()
 		if err != nil {
 			return nil, err
 		}
 		maps.DeleteFunc(after, func(fd int, _ string) bool { return before[fd] != "" })
-		if len(after) == 0 || patience == 0 {
+		if len(after) == 0 {
 			return after, nil
 		}
-		time.Sleep(100 * time.Millisecond)
+		select {
+		case <-deadline:
+			return after, nil
+		case <-again.C:
+		}
 	}
 }
