@@ -32,9 +32,13 @@ type Config struct {
 	Remote   remote.Options
 	// Formats are the formats that are tried, in this order.
 	Formats []format.Format
-	// Driver serves lazy layers. nil when none works here; NoDriver then says why.
-	Driver   driver.Driver
+	// Drivers serve lazy layers, in order of preference: a layer that one fails to
+	// mount goes to the next. Empty when none works here; NoDriver then says why.
+	Drivers  []driver.Driver
 	NoDriver error
+	// Adopters are the drivers whose mounts of an earlier process are taken over,
+	// also those that may not mount any more; nil means Drivers.
+	Adopters []driver.Driver
 	// MountFile mounts the EROFS image in file read-only at target.
 	MountFile func(ctx context.Context, file, target string) error
 	// Writer returns the descriptor of a layer's data file that a predecessor of
@@ -71,6 +75,9 @@ type target struct {
 
 // New returns a FS. It mounts and fetches nothing.
 func New(ctx context.Context, c Config) *FS {
+	if c.Adopters == nil {
+		c.Adopters = c.Drivers
+	}
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	return &FS{
 		c: c, ctx: ctx, stop: stop,
@@ -84,9 +91,6 @@ func New(ctx context.Context, c Config) *FS {
 // error is a *MountError. When Mount returns nil, all metadata is local and the
 // strict parser has accepted it.
 func (f *FS) Mount(ctx context.Context, dir string, labels map[string]string) error {
-	if f.c.Driver == nil {
-		return &MountError{Reason: ReasonDriver, Err: f.c.NoDriver}
-	}
 	mounted, err := mountinfo.Mounted(dir)
 	if err != nil {
 		return &MountError{Reason: ReasonOther, Err: fmt.Errorf("looking at mount point %s: %w", dir, err)}
@@ -99,6 +103,9 @@ func (f *FS) Mount(ctx context.Context, dir string, labels map[string]string) er
 		if err := known.mount.Close(ctx); err != nil {
 			return classify(err)
 		}
+	}
+	if !mounted && len(f.c.Drivers) == 0 {
+		return &MountError{Reason: ReasonDriver, Err: f.c.NoDriver}
 	}
 	srcs, err := f.c.Sources(labels)
 	if err != nil {
@@ -123,28 +130,6 @@ func (f *FS) target(dir string) *target {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.targets[dir]
-}
-
-// attach mounts s at dir, or adopts what is mounted there.
-func (f *FS) attach(ctx context.Context, dir string, s *shared, mounted bool) (driver.Mount, error) {
-	if mounted {
-		m, err := f.c.Driver.Adopt(ctx, dir, s.layer)
-		if err != nil {
-			return nil, fmt.Errorf("taking over the mount at %s: %w", dir, err)
-		}
-		return m, nil
-	}
-	if err := s.verdict(); err != nil {
-		return nil, err
-	}
-	if err := s.prepare(ctx); err != nil {
-		return nil, err
-	}
-	m, err := f.c.Driver.Mount(ctx, dir, s.layer)
-	if err != nil {
-		return nil, &MountError{Reason: ReasonDriver, Err: fmt.Errorf("mounting layer %s: %w", s.id, err)}
-	}
-	return m, nil
 }
 
 // keep remembers a mount and lets go of the layer once nothing holds it.

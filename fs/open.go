@@ -134,6 +134,7 @@ func (f *FS) first(ctx context.Context, s *shared, srcs []source.Source, dir str
 		}
 		return cache.SaveRecord(dir, cache.Record{
 			Descriptor: desc, Format: form.Name(), Size: plan.Data.Size(), Refs: refs(srcs),
+			Driver: f.c.Drivers[0].Name(), // most likely: spares a second write
 		})
 	})
 	if err != nil {

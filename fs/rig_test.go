@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazyerofs/lazyerofs/fs/cache"
+	"github.com/lazyerofs/lazyerofs/fs/driver"
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
@@ -86,7 +87,7 @@ func (r *rig) start() {
 	p.FS = New(r.t.Context(), Config{
 		Store: store, Resolver: p.resolver, Sources: remote.Sources(p.hosts.RegistryHosts),
 		Remote:  remote.Options{Retry: remote.Policy{Budget: time.Millisecond, First: time.Millisecond}},
-		Formats: formats.All(), Driver: p.driver,
+		Formats: formats.All(), Drivers: []driver.Driver{p.driver},
 		MountFile: func(ctx context.Context, file, target string) error {
 			_, err := erofs.Mount(ctx, erofs.MountConfig{Source: file, Target: target})
 			return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 
 	"github.com/containerd/log"
@@ -45,7 +46,7 @@ func (f *FS) cleared(s *shared) {
 	}
 }
 
-// amend changes the record of s.
+// amend changes the record of s, which reaches the disk unless it stays the same.
 func (f *FS) amend(s *shared, change func(*cache.Record)) error {
 	f.records.Lock()
 	defer f.records.Unlock()
@@ -57,7 +58,10 @@ func (f *FS) amend(s *shared, change func(*cache.Record)) error {
 	if err != nil {
 		return err
 	}
-	change(&rec)
+	before := rec
+	if change(&rec); reflect.DeepEqual(before, rec) {
+		return nil
+	}
 	return cache.SaveRecord(dir, rec)
 }
 

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"sync"
 	"time"
 
@@ -35,7 +34,7 @@ import (
 )
 
 // inheritance is what a predecessor left, by name.
-type inheritance map[string][]*os.File
+type inheritance driver.Inheritance
 
 // daemon is everything that runs, with what ends it.
 type daemon struct {
@@ -126,7 +125,7 @@ func (d *daemon) wireFiles(ctx context.Context, store *cache.Store, left inherit
 	if err := d.metrics.Register(reads); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
-	lazy, none := d.wireDriver(ctx, store.Root(), left)
+	list, usable, none := d.wireDrivers(ctx, store.Root(), left)
 	d.files = fs.New(ctx, fs.Config{
 		Store:    store,
 		Resolver: resolver,
@@ -137,8 +136,9 @@ func (d *daemon) wireFiles(ctx context.Context, store *cache.Store, left inherit
 			Observer: reads,
 		},
 		Formats:  formats.All(),
-		Driver:   lazy,
+		Drivers:  usable,
 		NoDriver: none,
+		Adopters: list,
 		MountFile: func(ctx context.Context, file, target string) error {
 			return mountErofs(ctx, file, "", target)
 		},
@@ -153,44 +153,41 @@ func (d *daemon) wireFiles(ctx context.Context, store *cache.Store, left inherit
 	return nil
 }
 
-// wireDriver makes the drivers and chooses one; the error says why there is none.
-func (d *daemon) wireDriver(ctx context.Context, cacheDir string, left inheritance) (driver.Driver, error) {
+// wireDrivers makes the drivers and says which of them may serve new mounts; the
+// error says why none may. What is mounted is taken over by the driver that
+// mounted it, whatever a probe would say today.
+func (d *daemon) wireDrivers(ctx context.Context, cacheDir string, left inheritance) (list, usable []driver.Driver, err error) {
 	if d.notify == nil {
 		err := fmt.Errorf("nobody keeps descriptors for this process, start it with --supervise or under systemd: %w", driver.ErrNoDriver)
 		log.G(ctx).WithError(err).Warn("layers are not loaded lazily")
-		return nil, err
+		return nil, nil, err
 	}
-	list, err := drivers.New(ctx, drivers.Config{Fanotify: fanotify.Config{
+	list, err = drivers.New(ctx, drivers.Config{Fanotify: fanotify.Config{
 		Keeper:      d.notify,
-		Inherited:   left,
+		Inherited:   driver.Inheritance(left),
 		ReadAheadKB: readAheadKB,
 		Quarantine:  func(ids []string, why error) { d.files.Quarantine(ids, why) },
 	}})
 	if err != nil {
 		log.G(ctx).WithError(err).Error("layers are not loaded lazily")
-		return nil, err
+		return nil, nil, err
 	}
 	for _, each := range list {
 		if s, ok := each.(driver.Server); ok {
 			d.servers = append(d.servers, s)
-		}
-		if err := registerDriver(d.metrics, each); err != nil {
-			return nil, fmt.Errorf("registering metrics of driver %s: %w", each.Name(), err)
+			if err := registerDriver(d.metrics, s); err != nil {
+				return nil, nil, fmt.Errorf("registering metrics of driver %s: %w", each.Name(), err)
+			}
 		}
 	}
-	if len(left[fanotify.GroupName]) > 0 {
-		// What is mounted decides, not what a probe would say today.
-		return list[slices.IndexFunc(list, func(each driver.Driver) bool { return each.Name() == fanotify.Name })], nil
-	}
-	chosen, probes, err := driver.Select(ctx, list, cacheDir, d.c.Driver.Name, d.c.Driver.Forbid)
+	usable, probes, err := driver.Select(ctx, list, cacheDir, d.c.Driver.Name, d.c.Driver.Forbid)
 	for _, p := range probes {
 		log.G(ctx).Info("driver " + p.String())
 	}
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("layers are not loaded lazily")
-		return nil, err
 	}
-	return chosen, nil
+	return list, usable, err
 }
 
 // mountErofs mounts for both sides. Set-id bits and devices count where a single

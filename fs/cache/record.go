@@ -34,6 +34,9 @@ type Record struct {
 	Size int64 `json:"size"`
 	// Refs are the image references under which the blob can be found.
 	Refs []string `json:"refs,omitempty"`
+	// Driver is the name of the driver that mounted the layer last, "" before there
+	// was a choice.
+	Driver string `json:"driver,omitempty"`
 	// Condemned is why the complete layer is not what Descriptor says, "" while
 	// nothing is known against it.
 	Condemned string `json:"condemned,omitempty"`

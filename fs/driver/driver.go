@@ -45,6 +45,28 @@ type Driver interface {
 	Adopt(ctx context.Context, target string, l Layer) (Mount, error)
 }
 
+// Keeper keeps descriptors for a successor of this process (package fdstore).
+type Keeper interface {
+	// Put returns when the keeper has its copy.
+	Put(name string, f *os.File) error
+	// Remove drops what is kept under name; a name that is not kept is no error.
+	Remove(name string) error
+}
+
+// Inheritance is what a predecessor of this process left with the Keeper, by
+// name, as fdstore.Inherited returns it. Each driver has names of its own.
+type Inheritance map[string][]*os.File
+
+// Stats counts what a driver did in this process.
+type Stats struct {
+	// Hits are reads of ranges that were resident, Misses those that were filled.
+	Hits, Misses uint64
+	// Denied are reads that were answered with an error.
+	Denied uint64
+	// Served is the number of layers whose reads reach this process now.
+	Served int
+}
+
 // Server is a Driver that answers the kernel from this process, and therefore
 // has a successor and a planned end.
 type Server interface {
@@ -56,6 +78,9 @@ type Server interface {
 	// every mount to a successor, for which later readers wait. When ctx ends
 	// first, the reads in progress fail.
 	Shutdown(ctx context.Context) error
+	// Stats returns the counters. It may be called at any time, also after
+	// Shutdown.
+	Stats() Stats
 }
 
 // Mount is one mounted layer.

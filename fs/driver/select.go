@@ -31,15 +31,16 @@ func (p Probe) String() string {
 	return fmt.Sprintf("%s: %v", p.Driver, p.Err)
 }
 
-// Select returns the first driver that works with data files in cacheDir, and
-// what it found out about every driver that it looked at, in order: those after
-// the chosen one are not probed. drivers is in order of preference. force names
+// Select returns the drivers that work with data files in cacheDir, in order of
+// preference, and what it found out about every one. The first is the choice for
+// this process; the others are for layers that it fails to mount. drivers is in
+// order of preference. force names
 // the only driver to consider, if not empty; forbid names drivers to leave out.
 // The error wraps ErrNoDriver, ErrForbidden or the context's.
 //
 // Probes do what they ask about, on the file system that will hold the data;
 // versions are never compared.
-func Select(ctx context.Context, drivers []Driver, cacheDir, force string, forbid []string) (Driver, []Probe, error) {
+func Select(ctx context.Context, drivers []Driver, cacheDir, force string, forbid []string) ([]Driver, []Probe, error) {
 	if force != "" {
 		i := slices.IndexFunc(drivers, func(d Driver) bool { return d.Name() == force })
 		if i < 0 {
@@ -47,7 +48,10 @@ func Select(ctx context.Context, drivers []Driver, cacheDir, force string, forbi
 		}
 		drivers = drivers[i : i+1]
 	}
-	var probes []Probe
+	var (
+		usable []Driver
+		probes []Probe
+	)
 	for _, d := range drivers {
 		if err := ctx.Err(); err != nil {
 			return nil, probes, fmt.Errorf("selecting a driver: %w", err)
@@ -60,8 +64,11 @@ func Select(ctx context.Context, drivers []Driver, cacheDir, force string, forbi
 		}
 		probes = append(probes, p)
 		if p.Err == nil {
-			return d, probes, nil
+			usable = append(usable, d)
 		}
+	}
+	if len(usable) > 0 {
+		return usable, probes, nil
 	}
 	return nil, probes, fmt.Errorf("%w: %s", ErrNoDriver, explain(probes))
 }

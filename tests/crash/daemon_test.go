@@ -110,7 +110,7 @@ func finish(ctx context.Context, d *fanotify.Driver, l *drivertest.Layer, store 
 	if err := l.Fill(ctx); err != nil {
 		return err
 	}
-	for d.Stats().Marked > 0 {
+	for d.Stats().Served > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -16,9 +16,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestSelectHere(t *testing.T) {
 	drivers, err := New(t.Context(), Config{Fanotify: fanotify.Config{Keeper: &drivertest.Keeper{}}})
 	require.NoError(t, err)
-	d, probes, err := driver.Select(t.Context(), drivers, t.TempDir(), "", nil)
+	usable, probes, err := driver.Select(t.Context(), drivers, t.TempDir(), "", nil)
 	require.NoError(t, err, "%v", probes)
-	require.Equal(t, fanotify.Name, d.Name())
+	require.Equal(t, fanotify.Name, usable[0].Name())
 	for _, d := range drivers {
 		server, ok := d.(driver.Server)
 		require.True(t, ok, d.Name())

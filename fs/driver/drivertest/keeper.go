@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver"
 )
 
 // Keeper keeps descriptors as a supervisor would, but in this process: its
@@ -55,10 +57,10 @@ func (k *Keeper) Refuse(err error) {
 }
 
 // Inherited returns duplicates of everything, as a successor process gets them.
-func (k *Keeper) Inherited() (map[string][]*os.File, error) {
+func (k *Keeper) Inherited() (driver.Inheritance, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	files := map[string][]*os.File{}
+	files := driver.Inheritance{}
 	for name, held := range k.held {
 		for _, f := range held {
 			dup, err := duplicate(f)

@@ -23,9 +23,9 @@ const deadline = 30 * time.Second
 // Harness is how the suite gets at a driver.
 type Harness struct {
 	// New returns a driver whose process inherited these descriptors from k.
-	New func(tb testing.TB, k *Keeper, inherited map[string][]*os.File) driver.Server
+	New func(tb testing.TB, k *Keeper, inherited driver.Inheritance) driver.Server
 	// DataOf returns the descriptor on which a successor must open the layer.
-	DataOf func(inherited map[string][]*os.File, layerID string) *os.File
+	DataOf func(inherited driver.Inheritance, layerID string) *os.File
 }
 
 // Run checks every law, with the metadata in the data file and beside it.

@@ -56,13 +56,13 @@ func TestAdoptRefusesADescriptorOfItsOwn(t *testing.T) {
 func TestAdoptOfALayerThatBecameComplete(t *testing.T) {
 	r := newRig(t)
 	inherited := r.restart()
-	require.Equal(t, 1, r.d.Stats().Marked)
+	require.Equal(t, 1, r.d.Stats().Served)
 	l := r.layer.Successor(inherited[WriterName("layer")][0])
 	require.NoError(t, l.Fill(t.Context()))
 	var err error
 	r.m, err = r.d.Adopt(t.Context(), r.target, l)
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return r.d.Stats().Marked == 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return r.d.Stats().Served == 0 }, patience, time.Millisecond)
 	require.Empty(t, r.keeper.Names())
 	require.NoError(t, r.read(bigFile))
 	require.Zero(t, r.d.Stats().Hits)
@@ -124,7 +124,7 @@ func TestOrphansAreBuried(t *testing.T) {
 	require.NotEmpty(t, r.keeper.Names())
 	require.NoError(t, syscall.Unmount(r.target, 0))
 	require.Eventually(t, func() bool { return len(r.keeper.Names()) == 0 }, patience, time.Millisecond)
-	require.Zero(t, r.d.Stats().Marked)
+	require.Zero(t, r.d.Stats().Served)
 }
 
 func TestAfterShutdown(t *testing.T) {

@@ -1,8 +1,6 @@
 package fanotify
 
 import (
-	"os"
-
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 )
 
@@ -21,21 +19,14 @@ const writerPrefix = "fanotify-writer-"
 // raises events for its own reads and writes.
 func WriterName(layerID string) string { return writerPrefix + layerID }
 
-// Keeper keeps descriptors outside this process (package fdstore). Put returns
-// when the keeper has its copy.
-type Keeper interface {
-	Put(name string, f *os.File) error
-	Remove(name string) error
-}
-
 // Config is what New needs.
 type Config struct {
 	// Keeper guards the group against the end of this process. Required: without
 	// it the death of this process turns holes into zeros.
-	Keeper Keeper
-	// Inherited holds what a predecessor kept, by name, as fdstore.Inherited
-	// returned it. The driver takes the group over and only looks at the writers.
-	Inherited map[string][]*os.File
+	Keeper driver.Keeper
+	// Inherited holds what a predecessor kept. The driver takes the group over and
+	// only looks at the writers.
+	Inherited driver.Inheritance
 	// DirectIO makes the kernel read data files with O_DIRECT, so that data is
 	// cached once, in the mount, and not in the data file's page cache too.
 	DirectIO bool
@@ -62,16 +53,6 @@ func (c *Config) defaults() {
 	if c.Quarantine == nil {
 		c.Quarantine = func([]string, error) {}
 	}
-}
-
-// Stats counts what the driver did since New.
-type Stats struct {
-	// Hits are events of ranges that were resident, Misses those that were filled.
-	Hits, Misses uint64
-	// Denied are events answered with an error.
-	Denied uint64
-	// Marked is the number of data files that are marked now.
-	Marked int
 }
 
 var _ driver.Server = (*Driver)(nil)

@@ -273,13 +273,13 @@ func (d *Driver) bury(g *guard) {
 }
 
 // Stats returns the counters.
-func (d *Driver) Stats() Stats {
-	s := Stats{Hits: d.hits.Load(), Misses: d.misses.Load(), Denied: d.denied.Load()}
+func (d *Driver) Stats() driver.Stats {
+	s := driver.Stats{Hits: d.hits.Load(), Misses: d.misses.Load(), Denied: d.denied.Load()}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, g := range *d.table.Load() {
 		if g.marked || g.layer == nil {
-			s.Marked++
+			s.Served++
 		}
 	}
 	return s

@@ -33,11 +33,11 @@ func TestLaws(t *testing.T) {
 
 func harness(conf Config) drivertest.Harness {
 	return drivertest.Harness{
-		New: func(tb testing.TB, k *drivertest.Keeper, inherited map[string][]*os.File) driver.Server {
+		New: func(tb testing.TB, k *drivertest.Keeper, inherited driver.Inheritance) driver.Server {
 			conf.Inherited = inherited
 			return newDriver(tb, k, conf)
 		},
-		DataOf: func(inherited map[string][]*os.File, id string) *os.File {
+		DataOf: func(inherited driver.Inheritance, id string) *os.File {
 			return inherited[WriterName(id)][0]
 		},
 	}

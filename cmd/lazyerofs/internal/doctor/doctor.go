@@ -70,13 +70,13 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 		r.Capabilities = append(r.Capabilities, check(c.Name, c.Err))
 	}
 	for _, d := range c.Drivers {
-		chosen, _, err := driver.Select(ctx, []driver.Driver{d}, dir, "", nil)
+		usable, _, err := driver.Select(ctx, []driver.Driver{d}, dir, "", nil)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		r.Drivers = append(r.Drivers, check(d.Name(), err))
 		if err == nil && r.Driver == "" {
-			r.Driver = chosen.Name()
+			r.Driver = usable[0].Name()
 		}
 	}
 	r.Setup = setup(c)

@@ -1,0 +1,73 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/log"
+
+	"github.com/lazyerofs/lazyerofs/fs/cache"
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+)
+
+// attach mounts s at dir, or adopts what is mounted there.
+func (f *FS) attach(ctx context.Context, dir string, s *shared, mounted bool) (driver.Mount, error) {
+	if mounted {
+		return f.adopt(ctx, dir, s)
+	}
+	if err := s.verdict(); err != nil {
+		return nil, err
+	}
+	if err := s.prepare(ctx); err != nil {
+		return nil, err
+	}
+	return f.mount(ctx, dir, s)
+}
+
+// mount mounts s with the first driver that can, and records which it was: after a
+// restart only that one can take the mount over.
+func (f *FS) mount(ctx context.Context, dir string, s *shared) (driver.Mount, error) {
+	var errs []error
+	for _, d := range f.c.Drivers {
+		err := f.amend(s, func(r *cache.Record) { r.Driver = d.Name() })
+		if err != nil {
+			return nil, fmt.Errorf("recording the driver of layer %s: %w", s.id, err)
+		}
+		m, err := d.Mount(ctx, dir, s.layer)
+		if err == nil {
+			return m, nil
+		}
+		errs = append(errs, fmt.Errorf("mounting layer %s with driver %s: %w", s.id, d.Name(), err))
+		if ctx.Err() != nil {
+			break
+		}
+		log.G(ctx).WithError(err).WithField("layer", s.id).WithField("driver", d.Name()).
+			Warn("a driver failed to mount a layer, trying the next one")
+	}
+	return nil, &MountError{Reason: ReasonDriver, Err: errors.Join(errs...)}
+}
+
+// adopt takes over the mount at dir with the driver that made it.
+func (f *FS) adopt(ctx context.Context, dir string, s *shared) (driver.Mount, error) {
+	path, err := f.c.Store.Dir(s.id)
+	if err != nil {
+		return nil, err
+	}
+	rec, err := cache.LoadRecord(path)
+	if err != nil {
+		return nil, fmt.Errorf("taking over the mount at %s: %w", dir, err)
+	}
+	for _, d := range f.c.Adopters {
+		// Records from before there was a choice name no driver.
+		if rec.Driver != "" && rec.Driver != d.Name() {
+			continue
+		}
+		m, err := d.Adopt(ctx, dir, s.layer)
+		if err != nil {
+			return nil, fmt.Errorf("taking over the mount at %s with driver %s: %w", dir, d.Name(), err)
+		}
+		return m, nil
+	}
+	return nil, fail(ReasonDriver, "the mount at %s was made by driver %q, which this process does not have", dir, rec.Driver)
+}
