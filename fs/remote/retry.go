@@ -49,11 +49,21 @@ func (p Policy) withDefaults() Policy {
 // within p's budget. A read of extents goes on with those not yet done. One exception
 // to the rule that fn's error ends a read: a *chunk.CorruptError from the
 // registry is answered by fetching that extent again, a bounded number of times.
+//
+// One read(2) is several reads here, one after another: the kernel splits its
+// read-ahead and asks for each part that failed once more. So that its caller does
+// not wait for as many budgets, reads get only probation for a while after one gave
+// up, until a byte arrives.
 func Retry(b Blob, p Policy) Blob { return &retrier{Blob: b, p: p.withDefaults()} }
+
+// probation is the budget of reads after one that gave up: enough for a new
+// connection and a new token over a bad line.
+const probation = 5 * time.Second
 
 type retrier struct {
 	Blob
-	p Policy
+	p      Policy
+	gaveUp atomic.Int64 // when a read last did, in Unix nanoseconds; 0: it delivers
 }
 
 // ReadAt implements Blob.
@@ -61,7 +71,7 @@ func (r *retrier) ReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 	done := 0
 	t := r.start()
 	for {
-		n, err := r.Blob.ReadAt(ctx, p[done:], off+int64(done))
+		n, err := r.readAt(ctx, t, p[done:], off+int64(done))
 		done += n
 		if err == nil {
 			return done, nil
@@ -72,23 +82,32 @@ func (r *retrier) ReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 	}
 }
 
+// readAt is one try. It reads an extent, since that shows what arrives when.
+func (r *retrier) readAt(ctx context.Context, t *tries, p []byte, off int64) (int, error) {
+	if len(p) == 0 {
+		return r.Blob.ReadAt(ctx, p, off)
+	}
+	n := 0
+	err := r.Blob.ReadExtents(t.attempt(ctx), []chunk.Extent{{Off: off, Len: int64(len(p))}}, func(_ int, rd io.Reader) (err error) {
+		n, err = io.ReadFull(&tracked{r: rd, t: t}, p)
+		return err
+	})
+	return n, err
+}
+
 // ReadExtents implements Blob.
 func (r *retrier) ReadExtents(ctx context.Context, es []chunk.Extent, fn func(i int, r io.Reader) error) error {
 	t := r.start()
 	done := make([]bool, len(es)) // each is written by the one call that serves it
 	left, ids := es, []int(nil)
 	for {
-		var verdict atomic.Pointer[error]
-		err := r.Blob.ReadExtents(ctx, left, func(i int, rd io.Reader) error {
+		verdict, err := r.readExtents(ctx, t, left, func(i int, rd io.Reader) error {
 			if ids != nil {
 				i = ids[i]
 			}
-			tr := &tracked{r: rd}
-			err := fn(i, tr)
+			err := fn(i, rd)
 			if err == nil {
 				done[i] = true
-			} else if tr.err == nil {
-				verdict.CompareAndSwap(nil, &err)
 			}
 			return err
 		})
@@ -97,14 +116,31 @@ func (r *retrier) ReadExtents(ctx context.Context, es []chunk.Extent, fn func(i 
 		}
 		before := len(left)
 		left, ids = remaining(es, done)
-		if v := verdict.Load(); v != nil {
-			if err := t.refetch(ctx, *v); err != nil {
+		if verdict != nil {
+			if err := t.refetch(ctx, verdict); err != nil {
 				return err
 			}
 		} else if err := t.pause(ctx, err, len(left) < before); err != nil {
 			return err
 		}
 	}
+}
+
+// readExtents is one try. verdict is fn's error, unless reading failed.
+func (r *retrier) readExtents(ctx context.Context, t *tries, es []chunk.Extent, fn func(i int, r io.Reader) error) (verdict, err error) {
+	var own atomic.Pointer[error]
+	err = r.Blob.ReadExtents(t.attempt(ctx), es, func(i int, rd io.Reader) error {
+		tr := &tracked{r: rd, t: t}
+		err := fn(i, tr)
+		if err != nil && tr.err == nil {
+			own.CompareAndSwap(nil, &err)
+		}
+		return err
+	})
+	if v := own.Load(); v != nil {
+		verdict = *v
+	}
+	return verdict, err
 }
 
 // remaining returns the extents that are not done and their numbers.
@@ -120,14 +156,18 @@ func remaining(es []chunk.Extent, done []bool) ([]chunk.Extent, []int) {
 }
 
 // tracked remembers whether a reader failed, which tells the transport's
-// failures from the verdict of the function that read.
+// failures from the verdict of the function that read, and notes what arrives.
 type tracked struct {
 	r   io.Reader
+	t   *tries
 	err error
 }
 
 func (t *tracked) Read(p []byte) (int, error) {
 	n, err := t.r.Read(p)
+	if n > 0 {
+		t.t.arrived()
+	}
 	if err != nil && err != io.EOF {
 		t.err = err
 	}
@@ -136,9 +176,10 @@ func (t *tracked) Read(p []byte) (int, error) {
 
 // tries is the state of one read that is tried again.
 type tries struct {
-	p         Policy
+	r         *retrier
 	pauses    *backoff.ExponentialBackOff
-	deadline  time.Time
+	budget    time.Duration
+	deadline  atomic.Int64 // when the budget is used up, in Unix nanoseconds
 	refetched int
 	notRanged int
 }
@@ -147,7 +188,42 @@ func (r *retrier) start() *tries {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval, b.Multiplier = r.p.First, r.p.Max, 2
 	b.Reset()
-	return &tries{p: r.p, pauses: b, deadline: time.Now().Add(r.p.Budget)}
+	t := &tries{r: r, pauses: b, budget: r.p.Budget}
+	if at := r.gaveUp.Load(); at != 0 && time.Since(time.Unix(0, at)) < r.p.Budget {
+		t.budget = min(t.budget, probation)
+	}
+	t.deadline.Store(time.Now().Add(t.budget).UnixNano())
+	return t
+}
+
+// arrived notes a byte: the budget starts anew. It is called from several
+// goroutines.
+func (t *tries) arrived() {
+	t.r.gaveUp.Store(0)
+	t.deadline.Store(time.Now().Add(t.r.p.Budget).UnixNano())
+}
+
+// left is how much of the budget there is.
+func (t *tries) left() time.Duration { return time.Until(time.Unix(0, t.deadline.Load())) }
+
+// patienceKey is the context key under which one try finds its tries.
+type patienceKey struct{}
+
+// attempt returns the context of one try. Its requests wait no longer than the
+// budget for a host that takes them and never answers; a wait for a free slot is
+// nobody's failure and does not count.
+func (t *tries) attempt(ctx context.Context) context.Context {
+	return context.WithValue(ctx, patienceKey{}, t)
+}
+
+// within cuts the limits of one request to what is left of the budget of the read
+// that ctx belongs to, if any.
+func (t Timeouts) within(ctx context.Context) Timeouts {
+	if read, ok := ctx.Value(patienceKey{}).(*tries); ok {
+		t.Header = min(t.Header, max(read.left(), time.Millisecond))
+		t.Progress = min(t.Progress, read.budget)
+	}
+	return t
 }
 
 // pause waits before the next try, or returns the error that ends the read.
@@ -159,21 +235,21 @@ func (t *tries) pause(ctx context.Context, err error, moved bool) error {
 		return err
 	}
 	if errors.Is(err, ErrNotRanged) {
-		if t.notRanged++; t.notRanged > t.p.NotRanged {
+		if t.notRanged++; t.notRanged > t.r.p.NotRanged {
 			return err
 		}
 	}
 	if moved {
 		t.pauses.Reset()
-		t.deadline = time.Now().Add(t.p.Budget)
 	}
 	d := t.pauses.NextBackOff()
 	var status *HTTPError
 	if errors.As(err, &status) {
 		d = max(d, status.RetryAfter)
 	}
-	if time.Now().Add(d).After(t.deadline) {
-		return fmt.Errorf("gave up after %s without data: %w", t.p.Budget, err)
+	if d > t.left() {
+		t.r.gaveUp.Store(time.Now().UnixNano())
+		return fmt.Errorf("gave up after %s without data: %w", t.budget, err)
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -192,7 +268,7 @@ func (t *tries) refetch(ctx context.Context, verdict error) error {
 	if !errors.As(verdict, &corrupt) || corrupt.Origin != chunk.OriginRegistry || ctx.Err() != nil {
 		return verdict
 	}
-	if t.refetched++; t.refetched > t.p.Refetch {
+	if t.refetched++; t.refetched > t.r.p.Refetch {
 		return verdict
 	}
 	return nil

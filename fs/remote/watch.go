@@ -43,6 +43,7 @@ type watch struct {
 // newWatch starts with the header limit and returns the request's context.
 // stop must be called.
 func newWatch(ctx context.Context, limits Timeouts) (context.Context, *watch) {
+	limits = limits.within(ctx)
 	w := &watch{limits: limits}
 	w.ctx, w.cancel = context.WithCancelCause(ctx)
 	w.timer = time.AfterFunc(limits.Header, func() {

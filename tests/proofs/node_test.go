@@ -118,6 +118,12 @@ func startNode(t *testing.T, settings map[string]any) *node {
 	t.Helper()
 	dir := scratch(t)
 	testenv.VerifyNoLeaks(t, dir)
+	return startNodeIn(t, dir, settings)
+}
+
+// startNodeIn starts a node with all that it keeps in dir.
+func startNodeIn(t *testing.T, dir string, settings map[string]any) *node {
+	t.Helper()
 	sock := filepath.Join(dir, "c.sock")
 	n := &node{t: t, metrics: filepath.Join(dir, "m.sock")}
 	config := map[string]any{
