@@ -47,7 +47,8 @@ ci: lint ## what CI runs: lint, tests with -race, 20 s of every fuzz target
 	$(MAKE) test TESTFLAGS=-race
 	tests/tools/fuzz.sh 20s
 
-lint: $(GOLANGCI) ## run golangci-lint as .golangci.yml says
+lint: $(GOLANGCI) ## run golangci-lint as .golangci.yml says, and look at go.mod
+	$(GO) mod tidy -diff
 	$(GOLANGCI) run ./...
 
 fuzz: ## fuzz every target in turn for FUZZTIME (10m)
