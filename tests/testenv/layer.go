@@ -20,7 +20,12 @@ import (
 
 // prelude lays the earlier layers and the new one over each other and enters
 // the namespaces' own /proc. All of it goes with the namespaces.
+//
+// Before that it lets go of what others have mounted: a copy of a mount keeps its
+// superblock alive, and a step may take minutes in which a daemon that is told to
+// stop would wait for the end of its layers.
 const prelude = `set -e
+awk '$5 != "/" && / - (erofs|overlay|fuse[^ ]*) / {print $5}' /proc/self/mountinfo | sort -r | xargs -r -n 1 umount -l
 mount -t overlay overlay -o "redirect_dir=off,metacopy=off,index=off,xino=off,lowerdir=$LOWER,upperdir=$UPPER,workdir=$WORK" "$ROOT"
 `
 
