@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore/keeper"
 )
@@ -111,6 +113,11 @@ func serve(ctx context.Context, o options) error {
 	left := inheritance{}
 	if store != nil {
 		left = store.Inherited()
+	}
+	// And before any other file is opened: events that a predecessor took are
+	// answered by number.
+	if err := fanotify.Reserve(driver.Inheritance(left)); err != nil {
+		return err
 	}
 	c, err := o.load()
 	if err != nil {

@@ -58,6 +58,9 @@ func daemon(dir string) error {
 		return err
 	}
 	inherited := store.Inherited()
+	if err := fanotify.Reserve(inherited); err != nil {
+		return err
+	}
 	d, err := fanotify.New(ctx, fanotify.Config{Keeper: store, Inherited: inherited})
 	if err != nil {
 		return err

@@ -50,7 +50,7 @@ func TestAdoptRefusesADescriptorOfItsOwn(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, r.await(reader))
 	require.Empty(t, r.quarantined)
-	require.ElementsMatch(t, []string{GroupName, WriterName("layer")}, r.keeper.Names())
+	require.ElementsMatch(t, []string{GroupName, JournalName, WriterName("layer")}, r.keeper.Names())
 }
 
 func TestAdoptOfALayerThatBecameComplete(t *testing.T) {

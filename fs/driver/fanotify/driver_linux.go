@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -33,10 +32,11 @@ type Driver struct {
 	wake  int    // eventfd that ends the loops
 	table atomic.Pointer[map[key]*guard]
 
-	tokens   chan struct{}
+	journal  *journal                 // nil until started
+	owing    atomic.Pointer[recovery] // nil when the predecessor's events are answered
 	stopping chan struct{}
 	loops    sync.WaitGroup
-	fills    sync.WaitGroup
+	fills    sync.WaitGroup // also those of owing
 	owned    sync.WaitGroup // watchers of completion and of superblocks
 
 	hits, misses, denied atomic.Uint64
@@ -44,8 +44,10 @@ type Driver struct {
 	mu        sync.Mutex
 	started   bool
 	down      bool
-	groupKept bool
-	writers   int // kept
+	groupKept bool    // and the journal
+	writers   int     // kept
+	settled   bool    // nothing more can be adopted
+	lost      []*slot // overflows that wait for Settle
 	mounts    map[*mount]struct{}
 }
 
@@ -61,9 +63,9 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 	d := &Driver{
 		conf:     conf,
 		wake:     -1,
-		tokens:   make(chan struct{}, conf.MaxInFlight),
 		stopping: make(chan struct{}),
 		mounts:   map[*mount]struct{}{},
+		settled:  true,
 	}
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	d.table.Store(&map[key]*guard{})
@@ -72,66 +74,6 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 		return nil, err
 	}
 	return d, nil
-}
-
-// inherit takes a predecessor's group over and expects its layers.
-func (d *Driver) inherit() error {
-	groups := d.conf.Inherited[GroupName]
-	if len(groups) == 0 {
-		// Writers without their group guard nothing.
-		var errs []error
-		for name := range d.conf.Inherited {
-			if strings.HasPrefix(name, writerPrefix) {
-				errs = append(errs, d.conf.Keeper.Remove(name))
-			}
-		}
-		return errors.Join(errs...)
-	}
-	table := map[key]*guard{}
-	for name, files := range d.conf.Inherited {
-		id, ok := strings.CutPrefix(name, writerPrefix)
-		if !ok {
-			continue
-		}
-		k, err := keyOf(files[0])
-		if err != nil {
-			return err
-		}
-		table[k] = &guard{key: k, id: id, writer: files[0], adopted: make(chan struct{})}
-	}
-	g, err := adoptGroup(groups[0])
-	if err != nil {
-		return err
-	}
-	d.table.Store(&table)
-	d.writers, d.groupKept = len(table), true
-	for _, f := range groups {
-		err = errors.Join(err, f.Close())
-	}
-	return errors.Join(err, d.start(g))
-}
-
-// start serves the group, a new one if g is nil. The caller holds d.mu or is
-// New.
-func (d *Driver) start(g *group) error {
-	if err := raiseFileLimit(); err != nil {
-		return err
-	}
-	var err error
-	if g == nil {
-		if g, err = newGroup(); err != nil {
-			return err
-		}
-	}
-	d.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		return errors.Join(fmt.Errorf("making an eventfd: %w", err), g.close())
-	}
-	d.group, d.started = g, true
-	for range d.conf.Readers {
-		d.loops.Go((&loop{d: d}).run)
-	}
-	return nil
 }
 
 // Name returns "fanotify".
@@ -150,7 +92,7 @@ func (d *Driver) Probe(cacheDir string) error {
 // opened before anything marked the file, which is so for a file that is not
 // mounted. A complete layer is mounted without a mark.
 func (d *Driver) Mount(ctx context.Context, target string, l driver.Layer) (driver.Mount, error) {
-	m, _, err := d.prepare(target, l)
+	m, _, err := d.prepare(target, l, false)
 	if err != nil {
 		return nil, fmt.Errorf("mounting layer %s at %s: %w", l.ID(), target, err)
 	}
@@ -169,20 +111,23 @@ func (d *Driver) Adopt(_ context.Context, target string, l driver.Layer) (driver
 	if err != nil {
 		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
 	}
-	m, fresh, err := d.prepare(target, l)
+	m, fresh, err := d.prepare(target, l, true)
 	if err != nil {
 		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
 	}
 	m.settle(super)
-	if fresh {
+	switch {
+	case fresh:
 		d.conf.Quarantine([]string{l.ID()}, ErrUnguarded)
+	case m.guard != nil && m.guard.suspect.Load():
+		d.conf.Quarantine([]string{l.ID()}, errSuspect)
 	}
 	return m, nil
 }
 
 // prepare makes the guard of one mount, if it needs one; fresh says that the
-// data file had none.
-func (d *Driver) prepare(target string, l driver.Layer) (m *mount, fresh bool, err error) {
+// data file needs one and had none.
+func (d *Driver) prepare(target string, l driver.Layer, adopting bool) (m *mount, fresh bool, err error) {
 	k, err := keyOf(l.Data())
 	if err != nil {
 		return nil, false, err
@@ -194,12 +139,18 @@ func (d *Driver) prepare(target string, l driver.Layer) (m *mount, fresh bool, e
 	}
 	m = &mount{d: d, target: target, layer: l, done: make(chan struct{})}
 	old := (*d.table.Load())[k]
-	if completed(l) && old == nil {
+	if stray := old != nil && old.layer == nil && old.writer == nil; completed(l) && (old == nil || stray) {
+		if stray || adopting && !d.settled {
+			// Events from before it was complete may still come.
+			m.guard = d.vouch(l, k)
+		}
 		d.mounts[m] = struct{}{}
 		return m, false, nil
+	} else if stray {
+		old = nil
 	}
 	if !d.started {
-		if err := d.start(nil); err != nil {
+		if err := d.start(nil, nil); err != nil {
 			return nil, false, err
 		}
 	}
@@ -229,21 +180,25 @@ func (d *Driver) Settle() ([]string, error) {
 	if d.down {
 		return nil, ErrShutdown
 	}
-	var orphans []*guard
 	var ids []string
+	d.settled = true
 	for _, g := range *d.table.Load() {
-		if g.layer == nil {
+		switch {
+		case g.layer != nil:
+		case g.writer == nil: // nobody's
+			d.update(func(t map[key]*guard) { delete(t, g.key) })
 			g.letGo()
-			orphans = append(orphans, g)
+		default:
+			g.letGo()
 			ids = append(ids, g.id)
+			d.owned.Go(func() { d.bury(g) })
 		}
 	}
-	if len(orphans) == 0 {
-		return nil, nil
+	for _, s := range d.lost {
+		s.clear()
+		d.journal.release(s)
 	}
-	for _, g := range orphans {
-		d.owned.Go(func() { d.bury(g) })
-	}
+	d.lost = nil
 	return ids, nil
 }
 
@@ -278,7 +233,7 @@ func (d *Driver) Stats() driver.Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, g := range *d.table.Load() {
-		if g.marked || g.layer == nil {
+		if g.marked || g.layer == nil && g.writer != nil {
 			s.Served++
 		}
 	}
@@ -288,8 +243,8 @@ func (d *Driver) Stats() driver.Stats {
 // Shutdown stops taking events, finishes those that were taken, and leaves
 // marks, mounts and kept descriptors to a successor: readers of missing ranges
 // wait for it. When ctx ends first, the fills in progress are cancelled, their
-// readers get EIO, and the error says so. Everything of this driver is then
-// stopped, and only its Stats may be called.
+// events stay in the journal for the successor, and the error says so.
+// Everything of this driver is then stopped, and only its Stats may be called.
 func (d *Driver) Shutdown(ctx context.Context) error {
 	d.mu.Lock()
 	if d.down {
@@ -311,6 +266,10 @@ func (d *Driver) Shutdown(ctx context.Context) error {
 	d.owned.Wait()
 	if started {
 		err = errors.Join(err, d.group.close(), unix.Close(d.wake))
+		if r := d.owing.Load(); r != nil {
+			err = errors.Join(err, r.giveUp())
+		}
+		err = errors.Join(err, d.journal.close())
 	}
 	return err
 }

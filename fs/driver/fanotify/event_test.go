@@ -10,9 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+var ne = binary.NativeEndian
+
 // raw builds an event as the kernel lays it out.
 func raw(mask uint64, fd int32, records ...[]byte) []byte {
-	ne := binary.NativeEndian
 	b := make([]byte, metadataLen)
 	b[4] = unix.FANOTIFY_METADATA_VERSION
 	ne.PutUint16(b[6:], metadataLen)

@@ -93,9 +93,9 @@ func (g *group) change(f *os.File, flags uint, what string) error {
 	return nil
 }
 
-// read takes events into b, as many as fit and are there, straight from the
-// kernel: a caller that hands in a slot of shared memory of eventLen bytes has
-// a record of the event before anyone can act on it.
+// read takes events into b, as many as fit and are there. The kernel writes them
+// straight to where b is: in the slot of a journal, an event is on record from
+// the moment at which it is taken.
 func (g *group) read(b []byte) (int, error) {
 	for {
 		n, err := unix.Read(g.fd, b)
@@ -105,15 +105,18 @@ func (g *group) read(b []byte) (int, error) {
 	}
 }
 
-// answer gives the kernel its answer for the event of descriptor fd, then
-// closes fd: in that order, because answers are matched by number and a closed
-// number is at once that of another event. Errno 0 allows.
-func (g *group) answer(fd int32, errno syscall.Errno) error {
-	return g.answerIn(new(unix.FanotifyResponse), fd, errno)
+// settle answers the event in s, frees s, and closes the descriptor of the
+// event: in that order, because answers are matched by number, and a number that
+// is closed is at once that of another event. Errno 0 allows; out is scratch.
+func (g *group) settle(out *unix.FanotifyResponse, s *slot, fd int32, errno syscall.Errno) error {
+	err := g.answer(out, fd, errno)
+	s.clear()
+	return errors.Join(err, unix.Close(int(fd)))
 }
 
-// answerIn is answer without an allocation.
-func (g *group) answerIn(response *unix.FanotifyResponse, fd int32, errno syscall.Errno) error {
+// answer gives the kernel its answer for the oldest event with the number fd;
+// that there is none is no error.
+func (g *group) answer(response *unix.FanotifyResponse, fd int32, errno syscall.Errno) error {
 	*response = unix.FanotifyResponse{Fd: fd, Response: unix.FAN_ALLOW}
 	if errno != 0 {
 		response.Response = unix.FAN_DENY | uint32(errno)<<errnoShift
@@ -125,10 +128,10 @@ func (g *group) answerIn(response *unix.FanotifyResponse, fd int32, errno syscal
 		response.Response = unix.FAN_DENY
 		err = g.respond(response)
 	}
-	if errors.Is(err, unix.ENOENT) { // the reader was killed meanwhile
+	if errors.Is(err, unix.ENOENT) { // answered already, by one who died before he could note it
 		err = nil
 	}
-	return errors.Join(err, unix.Close(int(fd)))
+	return err
 }
 
 func (g *group) respond(r *unix.FanotifyResponse) error {
@@ -163,13 +166,16 @@ type key struct {
 }
 
 func keyOf(f *os.File) (key, error) {
-	var st unix.Stat_t
-	var err error
+	st, err := stat(f)
+	return key{dev: st.Dev, ino: st.Ino}, err
+}
+
+func stat(f *os.File) (st unix.Stat_t, err error) {
 	ctlErr := control(f, func(fd int) { err = unix.Fstat(fd, &st) })
 	if err = errors.Join(ctlErr, err); err != nil {
-		return key{}, fmt.Errorf("identifying %s: %w", f.Name(), err)
+		return st, fmt.Errorf("identifying %s: %w", f.Name(), err)
 	}
-	return key{dev: st.Dev, ino: st.Ino}, nil
+	return st, nil
 }
 
 // sameOpenFile reports whether a and b share one open file description. A
@@ -208,18 +214,4 @@ func alone(f *os.File) (yes bool, err error) {
 		return false, fmt.Errorf("asking who has %s open: %w", f.Name(), err)
 	}
 	return yes, nil
-}
-
-// raiseFileLimit lifts the soft limit to the hard one: each taken event holds a
-// descriptor, and one that finds none free is denied by the kernel.
-func raiseFileLimit() error {
-	var lim syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
-		return fmt.Errorf("reading the descriptor limit: %w", err)
-	}
-	lim.Cur = lim.Max
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
-		return fmt.Errorf("raising the descriptor limit: %w", err)
-	}
-	return nil
 }

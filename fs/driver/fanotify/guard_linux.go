@@ -21,7 +21,7 @@ type guard struct {
 	suspect atomic.Bool  // events were lost: deny
 
 	// While layer is nil.
-	writer  *os.File      // what the predecessor kept
+	writer  *os.File      // what the predecessor kept; nil: perhaps of a complete layer
 	adopted chan struct{} // closed when another guard takes this one's place, or none will
 
 	// Under Driver.mu.
@@ -52,7 +52,8 @@ func (d *Driver) protect(l driver.Layer, k key) (*guard, error) {
 	if old != nil {
 		g.suspect.Store(old.suspect.Load())
 	}
-	if err := d.keep(g, old != nil); err != nil {
+	inherited := old != nil && old.writer != nil
+	if err := d.keep(g, inherited); err != nil {
 		return nil, err
 	}
 	d.update(func(t map[key]*guard) { t[k] = g })
@@ -63,7 +64,7 @@ func (d *Driver) protect(l driver.Layer, k key) (*guard, error) {
 				t[k] = old
 			}
 		})
-		return nil, errors.Join(err, d.unkeep(g, old != nil))
+		return nil, errors.Join(err, d.unkeep(g, inherited))
 	}
 	g.marked = true
 	if old != nil {
@@ -73,19 +74,27 @@ func (d *Driver) protect(l driver.Layer, k key) (*guard, error) {
 	return g, nil
 }
 
-// keep hands the group and the layer's writer to the keeper. An inherited
-// writer is there already.
+// vouch registers a complete layer whose data file may have events that are not
+// answered yet. The caller holds d.mu.
+func (d *Driver) vouch(l driver.Layer, k key) *guard {
+	g := &guard{key: k, id: l.ID(), layer: l, refs: 1, stop: make(chan struct{})}
+	old := (*d.table.Load())[k]
+	d.update(func(t map[key]*guard) { t[k] = g })
+	if old != nil {
+		g.suspect.Store(old.suspect.Load())
+		old.letGo()
+	}
+	return g
+}
+
+// keep hands the journal, the group and the layer's writer to the keeper, in this
+// order: a journal without its group means nothing, a group without its journal
+// loses events. An inherited writer is there already.
 func (d *Driver) keep(g *guard, inherited bool) error {
 	if !d.groupKept {
-		f, err := d.group.file()
-		if err != nil {
+		if err := d.keepGroup(); err != nil {
 			return err
 		}
-		err = d.conf.Keeper.Put(GroupName, f)
-		if err = errors.Join(err, f.Close()); err != nil {
-			return fmt.Errorf("keeping the fanotify group: %w", err)
-		}
-		d.groupKept = true
 	}
 	if inherited {
 		return nil
@@ -94,6 +103,22 @@ func (d *Driver) keep(g *guard, inherited bool) error {
 		return errors.Join(fmt.Errorf("keeping the writer of layer %s: %w", g.id, err), d.dropGroup())
 	}
 	d.writers++
+	return nil
+}
+
+func (d *Driver) keepGroup() error {
+	if err := d.keepJournal(d.journal); err != nil {
+		return err
+	}
+	f, err := d.group.file()
+	if err != nil {
+		return errors.Join(err, d.dropJournal())
+	}
+	err = d.conf.Keeper.Put(GroupName, f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("keeping the fanotify group: %w", err), d.dropJournal())
+	}
+	d.groupKept = true
 	return nil
 }
 
@@ -117,6 +142,14 @@ func (d *Driver) dropGroup() error {
 	d.groupKept = false
 	if err := d.conf.Keeper.Remove(GroupName); err != nil {
 		return fmt.Errorf("letting go of the fanotify group: %w", err)
+	}
+	return d.dropJournal()
+}
+
+func (d *Driver) dropJournal() error {
+	d.journal.kept.Store(false)
+	if err := d.conf.Keeper.Remove(JournalName); err != nil {
+		return fmt.Errorf("letting go of the journal of events: %w", err)
 	}
 	return nil
 }

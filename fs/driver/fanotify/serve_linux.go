@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"syscall"
 	"time"
 
 	"github.com/containerd/log"
@@ -20,19 +19,17 @@ var (
 	errSuspect  = errors.New("events of this layer were lost; unmount and mount it again")
 	errNotAdopt = errors.New("no one adopted the layer")
 	errHollow   = errors.New("the layer said that the range is there, but it is not")
+	// errStopped is no reason to deny: the event is left to the successor.
+	errStopped = errors.New("the driver was shut down before the layer was adopted")
 )
-
-// batchLen is how many events one read may take: enough that parallel readers
-// share a system call, few enough that they do not wait for each other long.
-const batchLen = 16 * eventLen
 
 // loop takes events and answers those that need no fill. All that it touches
 // for each event is here, allocated once.
 type loop struct {
-	d   *Driver
-	buf [batchLen]byte
-	st  unix.Stat_t
-	out unix.FanotifyResponse
+	d    *Driver
+	slot *slot // its own, free between two events
+	st   unix.Stat_t
+	out  unix.FanotifyResponse
 }
 
 // run takes events until Shutdown, and answers or hands on all that it took.
@@ -41,7 +38,7 @@ func (l *loop) run() {
 		{Fd: int32(l.d.group.fd), Events: unix.POLLIN},
 		{Fd: int32(l.d.wake), Events: unix.POLLIN},
 	}
-	for {
+	for l.arm() {
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			l.d.trouble("waiting for events", err)
 			if !l.d.pause() {
@@ -58,62 +55,93 @@ func (l *loop) run() {
 	}
 }
 
+// arm gets a slot if the loop has none. When none is free the loop waits; false
+// in Shutdown.
+func (l *loop) arm() bool {
+	if l.slot != nil {
+		return true
+	}
+	select {
+	case l.slot = <-l.d.journal.free:
+		return true
+	case <-l.d.stopping:
+		return false
+	}
+}
+
 // take reads once.
 func (l *loop) take() {
-	n, err := l.d.group.read(l.buf[:])
+	n, err := l.d.group.read(l.slot.event())
 	switch {
 	case err == nil:
-		l.dispatch(l.buf[:n])
+		l.dispatch(n)
 	case errors.Is(err, unix.EAGAIN): // another loop was faster
 	default:
 		// The kernel could not give us the event, for want of a descriptor or of
 		// memory, and has denied it.
+		l.slot.clear()
 		l.d.denied.Add(1)
 		l.d.trouble("taking an event", err)
 		l.d.pause()
 	}
 }
 
-func (l *loop) dispatch(b []byte) {
-	for len(b) > 0 {
-		ev, rest, err := next(b)
-		switch {
-		case err != nil:
-			l.d.deny(ev.fd, err)
-		case ev.overflow():
-			l.d.overflow()
-		case ev.fd != noFD:
-			l.event(&ev)
-		}
-		b = rest
+// dispatch acts on the n bytes in the slot: one event, since one that has a
+// descriptor fills the slot, and a group queues one overflow only.
+func (l *loop) dispatch(n int) {
+	ev, _, err := next(l.slot.event()[:n])
+	switch {
+	case err != nil && ev.fd == noFD:
+		l.slot.clear()
+		l.d.denied.Add(1)
+		l.d.trouble("reading an event", err)
+	case err != nil:
+		l.d.deny(l.slot, ev.fd, err)
+	case ev.overflow():
+		l.d.overflow(l.pass())
+	case ev.fd != noFD:
+		l.event(&ev)
+	default:
+		l.slot.clear()
 	}
+}
+
+// pass gives the slot away.
+func (l *loop) pass() *slot {
+	s := l.slot
+	l.slot = nil
+	return s
 }
 
 // event is the hot path: for a resident range no lock, no allocation, no log.
 func (l *loop) event(ev *event) {
 	d := l.d
 	if err := unix.Fstat(int(ev.fd), &l.st); err != nil {
-		d.deny(ev.fd, err)
+		d.deny(l.slot, ev.fd, err)
 		return
 	}
-	g := (*d.table.Load())[key{dev: l.st.Dev, ino: l.st.Ino}]
-	if g == nil {
-		d.deny(ev.fd, errUnknown)
+	k := key{dev: l.st.Dev, ino: l.st.Ino}
+	l.slot.identify(k)
+	if r := d.owing.Load(); r != nil && r.claim(ev.fd, l.slot) {
+		l.pass()
 		return
 	}
 	if !ev.ranged || ev.n == 0 {
-		d.deny(ev.fd, errNoRange)
+		d.deny(l.slot, ev.fd, errNoRange)
 		return
 	}
-	off, n := clamp(ev.off, ev.n, l.st.Size)
-	if g.layer != nil && !g.suspect.Load() && (n == 0 || g.layer.Resident(off, n)) {
-		d.hits.Add(1)
-		if err := d.group.answerIn(&l.out, ev.fd, 0); err != nil {
-			d.trouble("allowing a read", err)
+	g := (*d.table.Load())[k]
+	if g != nil && g.layer != nil && !g.suspect.Load() {
+		off, n := clamp(ev.off, ev.n, l.st.Size)
+		if n == 0 || g.layer.Resident(off, n) {
+			d.hits.Add(1)
+			if err := d.group.settle(&l.out, l.slot, ev.fd, 0); err != nil {
+				d.trouble("allowing a read", err)
+			}
+			return
 		}
-		return
 	}
-	d.handOn(g, ev.fd, off, n)
+	d.handOn(l.pass(), k, *ev)
 }
 
 // clamp cuts a range at the end of the file: the kernel asks for whole pages.
@@ -124,90 +152,101 @@ func clamp(off, n, size int64) (int64, int64) {
 	return off, min(n, size-off)
 }
 
-// handOn lets a goroutine answer. At the limit the loop waits here, except in
-// Shutdown, where what was taken must be finished.
-func (d *Driver) handOn(g *guard, fd int32, off, n int64) {
-	held := true
-	select {
-	case d.tokens <- struct{}{}:
-	case <-d.stopping:
-		held = false
-	}
+// handOn lets a goroutine answer the event in s.
+func (d *Driver) handOn(s *slot, k key, ev event) {
 	d.fills.Go(func() {
-		if held {
-			defer func() { <-d.tokens }()
+		err := errUnknown
+		g := d.expect(k)
+		if g != nil {
+			err = d.fill(g, ev.off, ev.n)
 		}
-		if err := d.fill(g, off, n); err != nil {
-			log.G(d.ctx).WithError(err).WithField("layer", g.id).
-				Warnf("denying a read of [%d, +%d)", off, n)
-			d.deny(fd, err)
+		if d.leaves(err) {
+			d.leave(ev.fd)
 			return
 		}
-		d.misses.Add(1)
-		if err := d.group.answer(fd, 0); err != nil {
-			d.trouble("allowing a read", err)
-		}
+		d.finish(s, g, &ev, err)
+		d.journal.release(s)
 	})
 }
 
-// fill makes a range present, for a layer that may still have to be adopted.
-func (d *Driver) fill(g *guard, off, n int64) error {
-	for g.layer == nil {
-		select {
-		case <-g.adopted:
-		case <-d.ctx.Done():
-			return fmt.Errorf("waiting for adoption: %w", d.ctx.Err())
+// finish answers an event that needed a goroutine.
+func (d *Driver) finish(s *slot, g *guard, ev *event, err error) {
+	if err == nil {
+		d.count(nil)
+		var out unix.FanotifyResponse
+		if err := d.group.settle(&out, s, ev.fd, 0); err != nil {
+			d.trouble("allowing a read", err)
 		}
-		next := (*d.table.Load())[g.key]
-		if next == nil || next == g {
-			return errNotAdopt
-		}
-		g = next
-	}
-	if g.suspect.Load() {
-		return errSuspect
-	}
-	if n == 0 {
-		return nil
-	}
-	if err := g.layer.Ensure(d.ctx, off, n); err != nil {
-		return err
-	}
-	if !g.layer.Resident(off, n) {
-		return errHollow
-	}
-	return nil
-}
-
-// deny answers with an error; what was denied may be asked again.
-func (d *Driver) deny(fd int32, why error) {
-	d.denied.Add(1)
-	if fd == noFD {
-		d.trouble("reading an event", why)
 		return
 	}
-	errno := driver.Errno(why)
-	if errno == 0 {
-		errno = syscall.EIO
+	entry := log.G(d.ctx).WithError(err)
+	if g != nil {
+		entry = entry.WithField("layer", g.id)
 	}
-	if err := d.group.answer(fd, errno); err != nil {
+	entry.Warnf("denying a read of [%d, +%d)", ev.off, ev.n)
+	d.deny(s, ev.fd, err)
+}
+
+// leaves says that a fill that ended with err was ended by Shutdown, so that the
+// event is to stay in the journal for the successor.
+func (d *Driver) leaves(err error) bool {
+	return err != nil && d.journal.kept.Load() && (d.ctx.Err() != nil || errors.Is(err, errStopped))
+}
+
+// leave closes the descriptor of an event that is not answered. Its number may
+// come back only when nobody takes events any more.
+func (d *Driver) leave(fd int32) {
+	d.loops.Wait()
+	if err := unix.Close(int(fd)); err != nil {
+		d.trouble("leaving an event to the successor", err)
+	}
+}
+
+// count counts the answer to an event that was not a hit.
+func (d *Driver) count(err error) {
+	if err != nil {
+		d.denied.Add(1)
+		return
+	}
+	d.misses.Add(1)
+}
+
+// deny answers the event in s with an error; what was denied may be asked again.
+func (d *Driver) deny(s *slot, fd int32, why error) {
+	d.count(why)
+	var out unix.FanotifyResponse
+	if err := d.group.settle(&out, s, fd, driver.Errno(why)); err != nil {
 		d.trouble("denying a read", err)
 	}
 }
 
 // overflow is called when the kernel lost events, that is: let reads go on
 // over holes. Whatever those read is in the page cache; what is asked from now
-// on is denied until the layer is mounted afresh.
-func (d *Driver) overflow() {
+// on is denied until the layer is mounted afresh. s holds the news; it stays in
+// the journal until nothing can be adopted any more, because layers that are not
+// adopted yet are reported when they are.
+func (d *Driver) overflow(s *slot) {
 	d.mu.Lock()
 	var ids []string
 	for _, g := range *d.table.Load() {
 		g.suspect.Store(true)
-		ids = append(ids, g.id)
+		if g.layer != nil {
+			ids = append(ids, g.id)
+		}
+	}
+	settled := d.settled
+	if !settled {
+		d.lost = append(d.lost, s)
 	}
 	d.mu.Unlock()
-	d.conf.Quarantine(ids, errSuspect)
 	d.trouble("queueing events", errSuspect)
+	if len(ids) > 0 {
+		d.conf.Quarantine(ids, errSuspect)
+	}
+	if settled {
+		s.clear()
+		d.journal.release(s)
+	}
 }
 
 func (d *Driver) trouble(what string, err error) {
