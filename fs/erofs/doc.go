@@ -29,6 +29,12 @@
 // all others have 8-byte chunk indexes, with chunks as large as their extents
 // allow. Equal trees and options make equal bytes.
 //
+// # Merging
+//
+// Merge makes one Tree of a stack of layers: what overlayfs shows of them, with
+// the data of layer k on device k+1. It is written like any other, with those
+// devices in WriteOptions. Images of whole stacks then need one mount.
+//
 // # What the parser refuses
 //
 // There is one profile, and what our writer writes passes it. Refused are: all
