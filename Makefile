@@ -7,10 +7,12 @@ CONTAINERD_VERSION  := v2.4.2
 GOLANGCI_VERSION    := v2.15.0
 
 # What tests need from the distribution. runc links libseccomp, hence a package.
-APT_PACKAGES := runc debootstrap attr acl fuse3 xz-utils zstd e2fsprogs xfsprogs btrfs-progs util-linux
+APT_PACKAGES := runc debootstrap attr acl fuse3 xz-utils zstd e2fsprogs xfsprogs btrfs-progs util-linux busybox-static
 # What building erofs-utils needs.
 APT_TOOLS_PACKAGES := dpkg-dev gcc make autoconf automake libtool pkg-config \
 	liblz4-dev libzstd-dev liblzma-dev zlib1g-dev uuid-dev
+# What booting other kernels needs, and building two modules for one of them.
+APT_VM_PACKAGES := qemu-system-x86 busybox-static kmod xz-utils zstd e2fsprogs dpkg-dev gcc-12 make libelf1
 
 CACHE          := $(CURDIR)/.cache
 CONTAINERD_DIR := $(CACHE)/containerd-$(CONTAINERD_VERSION)
@@ -27,9 +29,10 @@ TESTFLAGS ?=
 IMAGE     ?=
 CMD       ?=
 HOSTS_DIR ?=
+VM        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build test ci lint fuzz demo tools bench deps containerd clean
+.PHONY: help build test ci lint fuzz demo tools bench vm deps containerd clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +62,10 @@ demo: deps containerd build ## cold start, overlayfs against lazyerofs; IMAGE=..
 
 bench: deps containerd build ## cold start figures, medians of 5 runs, into tests/bench/results
 	$(GO) run ./tests/bench
+
+vm: ## run tests in the kernels of tests/vm/guests.go, or in those of VM='NAME ...'
+	@tests/tools/apt-install.sh $(APT_VM_PACKAGES)
+	VM='$(VM)' $(GO) test -tags vm -count=1 -v -timeout 2h -run '^TestGuests$$' ./tests/vm
 
 tools: $(TOOLS_DIR)/mkfs.erofs ## build erofs-utils for tests and benches (never used at run time)
 

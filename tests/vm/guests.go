@@ -1,0 +1,43 @@
+package vm
+
+// Guest is one kernel and what is to pass in it.
+type Guest struct {
+	// Name is what `make vm VM=...` calls it, and its folder below .cache/vm.
+	Name string
+	// Suite is the Debian suite whose kernel it is.
+	Suite string
+	// OnDemand says that cachefiles and erofs are rebuilt with on-demand mode.
+	OnDemand bool
+	// Capabilities are the names of package kernel's probes that must say yes; all
+	// others must say no.
+	Capabilities []string
+	// Packages are those whose tests run in it, below the module's root.
+	Packages []string
+}
+
+// probePackage checks Capabilities and runs in every guest.
+const probePackage = "tests/vm/probe"
+
+// Guests is the table, the ones that CI runs first.
+var Guests = []Guest{
+	{
+		Name: "6.1-ondemand", Suite: "bookworm", OnDemand: true,
+		Capabilities: []string{"overlay", "cachefiles-ondemand", "fuse"},
+	},
+	{
+		Name: "6.1", Suite: "bookworm",
+		Capabilities: []string{"overlay", "fuse"},
+	},
+	{
+		Name: "5.10", Suite: "bullseye",
+		Capabilities: []string{"overlay", "fuse"},
+	},
+	{
+		Name: "6.12", Suite: "trixie",
+		Capabilities: []string{"erofs-file-backed", "overlay", "fuse"},
+	},
+	{
+		Name: "7.x", Suite: "sid",
+		Capabilities: []string{"erofs-file-backed", "overlay", "fanotify-pre-content", "fuse"},
+	},
+}
