@@ -72,7 +72,7 @@ func (s *supervisor) start(ctx context.Context) error {
 		return fmt.Errorf("starting %s: %w", s.path, err)
 	}
 	c.pid, c.started = pid, time.Now()
-	s.child, s.lastPID = c, pid
+	s.child, s.lastPID, s.ready = c, pid, false
 	if s.oom != nil {
 		file := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
 		if err := os.WriteFile(file, s.oom, 0); err != nil {

@@ -18,7 +18,9 @@
 //
 // A child that exits by itself before it was ever ready, with nothing stored,
 // ends the keeper with an error: that is a mistake in the configuration, which
-// a restart does not mend. Every other death is answered by a restart.
+// a restart does not mend. Every other death is answered by a restart: at once if
+// the child was ready, since readers wait for the next one, otherwise after a
+// delay that grows.
 //
 // Deadlocks: the keeper must never read from a lazy mount, so its binary and
 // its working directory must not be on one. It opens nothing after its start

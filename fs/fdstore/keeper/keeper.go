@@ -23,9 +23,6 @@ type Options struct {
 	Dir string
 	// Max is the largest number of stored descriptors; 0 means 16384.
 	Max int
-	// Healthy is how long a child must live for the restart delay to start again
-	// at its minimum; 0 means 10 s.
-	Healthy time.Duration
 	// StopTimeout is when a child that ignores SIGTERM gets SIGKILL; 0 means 60 s.
 	StopTimeout time.Duration
 }
@@ -37,15 +34,14 @@ func (o *Options) defaults() {
 	if o.Max == 0 {
 		o.Max = 16384
 	}
-	if o.Healthy == 0 {
-		o.Healthy = 10 * time.Second
-	}
 	if o.StopTimeout == 0 {
 		o.StopTimeout = time.Minute
 	}
 }
 
-// Delays between two starts of a child that keeps dying.
+// Delays between two starts. They grow from the first to the second while children
+// die before they are ready. A child that was ready has readers that wait: its
+// successor starts at once, but no sooner than minDelay after its own start.
 const (
 	minDelay = 100 * time.Millisecond
 	maxDelay = 5 * time.Second
@@ -67,6 +63,7 @@ type supervisor struct {
 
 	child     *child // nil: none runs
 	lastPID   int
+	ready     bool // this child said so
 	everReady bool
 	stopping  bool // told to stop: no restart
 	again     bool // told to replace the child: restart at once
@@ -135,7 +132,7 @@ func (s *supervisor) loop(ctx context.Context, signals <-chan os.Signal) error {
 		case <-s.restart:
 			s.restart = nil
 			if err := s.start(ctx); err != nil {
-				s.later(ctx, err)
+				s.later(ctx, s.backoff.NextBackOff(), err)
 			}
 		case <-s.kill:
 			s.kill = nil
@@ -194,7 +191,7 @@ func (s *supervisor) terminate(ctx context.Context) {
 
 // reap acts on the death of the child.
 func (s *supervisor) reap(ctx context.Context, status unix.WaitStatus) error {
-	lived := time.Since(s.child.started)
+	wait := minDelay - time.Since(s.child.started)
 	if err := closeFD(s.child.pidfd); err != nil {
 		log.G(ctx).WithError(err).Warn("letting go of the daemon")
 	}
@@ -210,16 +207,17 @@ func (s *supervisor) reap(ctx context.Context, status unix.WaitStatus) error {
 	case !s.everReady && len(s.shelf.items) == 0 && status.Exited() && status.ExitStatus() != 0:
 		return fmt.Errorf("%s: exit status %d: %w", s.path, status.ExitStatus(), ErrNeverReady)
 	}
-	if lived >= s.opts.Healthy {
+	if s.ready {
 		s.backoff.Reset()
+	} else {
+		wait = s.backoff.NextBackOff()
 	}
-	s.later(ctx, fmt.Errorf("the daemon died: %s", describe(status)))
+	s.later(ctx, max(0, wait), fmt.Errorf("the daemon died: %s", describe(status)))
 	return nil
 }
 
-// later starts the child again after the next delay.
-func (s *supervisor) later(ctx context.Context, why error) {
-	delay := s.backoff.NextBackOff()
+// later starts the child again after delay.
+func (s *supervisor) later(ctx context.Context, delay time.Duration, why error) {
 	log.G(ctx).WithError(why).WithField("delay", delay).Error("starting the daemon again")
 	s.restart = time.After(delay)
 }
@@ -251,7 +249,8 @@ func (s *supervisor) deliver(ctx context.Context, p packet) {
 	if err := s.shelf.apply(p.msg, p.fds); err != nil {
 		log.G(ctx).WithError(err).Error("descriptor store")
 	}
-	s.everReady = s.everReady || p.msg.Ready
+	s.ready = s.ready || p.msg.Ready
+	s.everReady = s.everReady || s.ready
 	// Only what the service manager above us may act on: a restart of the child
 	// is none of its business, so no STOPPING.
 	s.outer(ctx, fdstore.Message{Ready: p.msg.Ready, Watchdog: p.msg.Watchdog, Status: p.msg.Status})

@@ -138,6 +138,7 @@ func generation(store *fdstore.Store) (int, error) {
 type rig struct {
 	t       *testing.T
 	cmd     *exec.Cmd
+	log     string // what the supervisor wrote
 	outer   *net.UnixConn
 	control string
 	script  string
@@ -149,7 +150,7 @@ func newRig(t *testing.T, first string) *rig {
 	outer, err := net.ListenUnixgram("unixgram", addr)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, outer.Close()) })
-	r := &rig{t: t, outer: outer, control: filepath.Join(dir, "control"), script: filepath.Join(dir, "child")}
+	r := &rig{t: t, outer: outer, log: filepath.Join(dir, "log"), control: filepath.Join(dir, "control"), script: filepath.Join(dir, "child")}
 	r.tell(first)
 	r.install("1")
 	self, err := os.Executable()
@@ -157,12 +158,17 @@ func newRig(t *testing.T, first string) *rig {
 	r.cmd = exec.Command(self)
 	r.cmd.Env = append(os.Environ(), roleEnv+"=supervisor", childEnv+"="+r.script,
 		controlEnv+"="+r.control, "NOTIFY_SOCKET="+addr.Name)
-	r.cmd.Stderr = os.Stderr
-	require.NoError(t, r.cmd.Start())
+	out, err := os.Create(r.log)
+	require.NoError(t, err)
+	r.cmd.Stderr = out
+	require.NoError(t, errors.Join(r.cmd.Start(), out.Close()))
 	t.Cleanup(func() {
 		if r.cmd.ProcessState == nil {
 			_ = r.cmd.Process.Kill()
 			_ = r.cmd.Wait()
+		}
+		if t.Failed() {
+			t.Log(r.stderr())
 		}
 	})
 	return r
@@ -213,6 +219,33 @@ func field(t *testing.T, status string, i int) int {
 	n, err := strconv.Atoi(strings.Fields(status)[i])
 	require.NoError(t, err)
 	return n
+}
+
+func (r *rig) stderr() string {
+	b, err := os.ReadFile(r.log)
+	require.NoError(r.t, err)
+	return string(b)
+}
+
+// child waits for a child of the supervisor other than old.
+func (r *rig) child(old int) (pid int) {
+	r.t.Helper()
+	require.Eventually(r.t, func() bool {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", r.cmd.Process.Pid))
+		require.NoError(r.t, err)
+		for _, file := range tasks { // of the thread that forked
+			b, err := os.ReadFile(file)
+			if err != nil {
+				continue
+			}
+			if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && n != old {
+				pid = n
+				return true
+			}
+		}
+		return false
+	}, 20*time.Second, 200*time.Microsecond)
+	return pid
 }
 
 func (r *rig) signal(s os.Signal) { require.NoError(r.t, r.cmd.Process.Signal(s)) }
