@@ -95,6 +95,13 @@ type Result struct {
 	Inodes, Chunks int
 }
 
+// Check reports whether the options can be used, in the words of the error that
+// Convert would return.
+func (c Config) Check() error {
+	_, err := c.withDefaults()
+	return err
+}
+
 // withDefaults fills what was left open and checks the rest.
 func (c Config) withDefaults() (Config, error) {
 	if c.ChunkSize == 0 {
