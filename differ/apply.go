@@ -29,23 +29,6 @@ const (
 	MountDir   = "fs"
 )
 
-// ApplyConfig says how a Differ applies layers. The zero value is ready to use.
-type ApplyConfig struct{}
-
-// Differ is containerd's diff service for snapshots of EROFS layers. It
-// implements diff.Applier and diff.Comparer and is safe for concurrent use.
-type Differ struct {
-	store content.Provider
-}
-
-var (
-	_ diff.Applier  = (*Differ)(nil)
-	_ diff.Comparer = (*Differ)(nil)
-)
-
-// NewApplier returns a Differ that reads layers from store.
-func NewApplier(store content.Provider, _ ApplyConfig) *Differ { return &Differ{store: store} }
-
 // Apply turns the layer desc into an EROFS image beside the snapshot that mounts
 // belong to. A tar is converted; a native layer passes the strict parser. The
 // layer file appears whole or not at all. What is returned is the descriptor of
@@ -86,12 +69,6 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		return ocispec.Descriptor{}, fmt.Errorf("applying layer %s: %w", desc.Digest, err)
 	}
 	return out, nil
-}
-
-// Compare leaves the comparison of two snapshots to containerd's walking differ,
-// which reads our plain overlay and bind mounts.
-func (d *Differ) Compare(context.Context, []mount.Mount, []mount.Mount, ...diff.Opt) (ocispec.Descriptor, error) {
-	return ocispec.Descriptor{}, fmt.Errorf("comparing snapshots is left to the walking differ: %w", errdefs.ErrNotImplemented)
 }
 
 // applyFunc writes the image of one kind of layer to f and returns the

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -34,9 +35,32 @@ type layerStore struct{ content.Store }
 
 func newLayerStore(t testing.TB) layerStore {
 	t.Helper()
-	s, err := local.NewStore(t.TempDir())
+	d := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(d, "blobs"), 0o755)) // which it lists before it makes
+	s, err := local.NewLabeledStore(d, memoryLabels{})
 	require.NoError(t, err)
 	return layerStore{s}
+}
+
+// memoryLabels are the labels of a content store, which containerd has in its
+// database.
+type memoryLabels map[digest.Digest]map[string]string
+
+func (m memoryLabels) Get(d digest.Digest) (map[string]string, error) { return maps.Clone(m[d]), nil }
+
+func (m memoryLabels) Set(d digest.Digest, l map[string]string) error {
+	m[d] = maps.Clone(l)
+	return nil
+}
+
+func (m memoryLabels) Update(d digest.Digest, l map[string]string) (map[string]string, error) {
+	all := maps.Clone(m[d])
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, l)
+	m[d] = all
+	return maps.Clone(all), nil
 }
 
 func (s layerStore) add(t testing.TB, mediaType string, blob []byte) ocispec.Descriptor {
@@ -90,7 +114,7 @@ func TestApplyTar(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir, mounts := snapshotDir(t, t.TempDir())
 			var last int64
-			got, err := NewApplier(store, ApplyConfig{}).Apply(t.Context(), l, mounts, func(_ context.Context, _ ocispec.Descriptor, c *diff.ApplyConfig) error {
+			got, err := New(store, ServiceConfig{}).Apply(t.Context(), l, mounts, func(_ context.Context, _ ocispec.Descriptor, c *diff.ApplyConfig) error {
 				c.Progress = func(n int64) { last = n }
 				return nil
 			})
@@ -123,7 +147,7 @@ func TestApplyAgrees(t *testing.T) {
 	store := newLayerStore(t)
 	res, blob := convertBytes(t, src, Config{})
 	dir, mounts := snapshotDir(t, t.TempDir())
-	_, err := NewApplier(store, ApplyConfig{}).Apply(t.Context(), store.add(t, ocispec.MediaTypeImageLayer, src), mounts)
+	_, err := New(store, ServiceConfig{}).Apply(t.Context(), store.add(t, ocispec.MediaTypeImageLayer, src), mounts)
 	require.NoError(t, err)
 	requireSame(t, mountImage(t, imageOf(t, blob, res)), mountFile(t, filepath.Join(dir, LayerFile)))
 }
@@ -133,7 +157,7 @@ func TestApplyAgrees(t *testing.T) {
 func TestApplyOverlay(t *testing.T) {
 	store := newLayerStore(t)
 	dir, _ := snapshotDir(t, t.TempDir())
-	_, err := NewApplier(store, ApplyConfig{}).Apply(t.Context(), store.add(t, ocispec.MediaTypeImageLayer, mkTar(t, file("a", "1"))),
+	_, err := New(store, ServiceConfig{}).Apply(t.Context(), store.add(t, ocispec.MediaTypeImageLayer, mkTar(t, file("a", "1"))),
 		[]mount.Mount{{Type: "overlay", Options: []string{"workdir=" + dir + "/work", "upperdir=" + dir + "/fs", "lowerdir=/x:/y"}}})
 	require.NoError(t, err)
 	require.Equal(t, []string{rootLine, "a -644 0:0 size=1 nlink=1"}, list(t, mountFile(t, filepath.Join(dir, LayerFile))))
@@ -154,7 +178,7 @@ func requireRefused(t *testing.T, layers map[string]refusedLayer) {
 		t.Run(name, func(t *testing.T) {
 			desc := store.add(t, tc.mediaType, tc.blob)
 			dir, mounts := snapshotDir(t, t.TempDir())
-			_, err := NewApplier(store, ApplyConfig{}).Apply(t.Context(), desc, mounts)
+			_, err := New(store, ServiceConfig{}).Apply(t.Context(), desc, mounts)
 			require.ErrorContains(t, err, tc.want)
 			require.ErrorContains(t, err, desc.Digest.String())
 			require.False(t, errdefs.IsNotImplemented(err))
@@ -195,16 +219,14 @@ func TestApplyNotOurs(t *testing.T) {
 		"other file system": {layer, []mount.Mount{{Type: "ext4", Source: dir + "/fs"}}},
 		"no upper":          {layer, []mount.Mount{{Type: "overlay", Options: []string{"lowerdir=/x:/y"}}}},
 	} {
-		_, err := NewApplier(store, ApplyConfig{}).Apply(t.Context(), tc.desc, tc.mounts)
+		_, err := New(store, ServiceConfig{}).Apply(t.Context(), tc.desc, tc.mounts)
 		require.True(t, errdefs.IsNotImplemented(err), "%s: %v", name, err)
 	}
 	ro := []mount.Mount{{Type: "bind", Source: dir + "/fs", Options: []string{"ro"}}}
-	_, err := NewApplier(store, ApplyConfig{}).Apply(t.Context(), layer, ro)
+	_, err := New(store, ServiceConfig{}).Apply(t.Context(), layer, ro)
 	require.True(t, errdefs.IsFailedPrecondition(err))
-	_, err = NewApplier(store, ApplyConfig{}).Apply(t.Context(), layer, nil)
+	_, err = New(store, ServiceConfig{}).Apply(t.Context(), layer, nil)
 	require.True(t, errdefs.IsInvalidArgument(err))
-	_, err = NewApplier(store, ApplyConfig{}).Compare(t.Context(), ours, ours)
-	require.True(t, errdefs.IsNotImplemented(err))
 	requireOnly(t, dir)
 }
 
@@ -217,7 +239,7 @@ func TestApplyWithoutInsertRange(t *testing.T) {
 	store := newLayerStore(t)
 	src := layerTar(t)
 	dir, mounts := snapshotDir(t, d)
-	_, err := NewApplier(store, ApplyConfig{}).Apply(t.Context(), store.add(t, ocispec.MediaTypeImageLayer, src), mounts)
+	_, err := New(store, ServiceConfig{}).Apply(t.Context(), store.add(t, ocispec.MediaTypeImageLayer, src), mounts)
 	require.NoError(t, err)
 	img, err := os.ReadFile(filepath.Join(dir, LayerFile))
 	require.NoError(t, err)
@@ -226,7 +248,7 @@ func TestApplyWithoutInsertRange(t *testing.T) {
 	require.NoError(t, os.RemoveAll(dir))
 
 	dir, mounts = snapshotDir(t, d)
-	_, err = NewApplier(store, ApplyConfig{}).Apply(t.Context(), store.add(t, ocispec.MediaTypeImageLayer, mkTar(t, file("x", random(1, 30<<20)))), mounts)
+	_, err = New(store, ServiceConfig{}).Apply(t.Context(), store.add(t, ocispec.MediaTypeImageLayer, mkTar(t, file("x", random(1, 30<<20)))), mounts)
 	require.ErrorIs(t, err, unix.ENOSPC)
 	requireOnly(t, dir)
 }
@@ -255,7 +277,7 @@ func TestApplyCancelled(t *testing.T) {
 	} {
 		dir, mounts := snapshotDir(t, t.TempDir())
 		ctx, cancel := context.WithCancel(t.Context())
-		_, err := NewApplier(store, ApplyConfig{}).Apply(ctx, desc, mounts, func(_ context.Context, _ ocispec.Descriptor, c *diff.ApplyConfig) error {
+		_, err := New(store, ServiceConfig{}).Apply(ctx, desc, mounts, func(_ context.Context, _ ocispec.Descriptor, c *diff.ApplyConfig) error {
 			c.Progress = func(int64) { cancel() }
 			return nil
 		})
@@ -271,7 +293,7 @@ func TestApplyCancelled(t *testing.T) {
 func TestService(t *testing.T) {
 	store := newLayerStore(t)
 	srv := grpc.NewServer()
-	diffapi.RegisterDiffServer(srv, diffservice.FromApplierAndComparer(NewApplier(store, ApplyConfig{}), NewApplier(store, ApplyConfig{})))
+	diffapi.RegisterDiffServer(srv, diffservice.FromApplierAndComparer(New(store, ServiceConfig{}), New(store, ServiceConfig{})))
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	require.NoError(t, err)
 	served := make(chan error, 1)

@@ -55,13 +55,24 @@ func convert(ctx context.Context, in *input, st *store, dst io.Writer, cfg Confi
 	if err != nil {
 		return Result{}, err
 	}
+	res, err := writeBlob(ctx, ing, st, in.rawSum(), dst, cfg)
+	if err != nil {
+		return Result{}, err
+	}
+	res.TarDiffID, res.TarSize = in.digest(), in.n
+	return res, nil
+}
+
+// writeBlob is the second pass: it lays out what ing and st took in and writes
+// the blob to dst. identity is what the image's UUID is made of.
+func writeBlob(ctx context.Context, ing *ingest, st *store, identity [sha256.Size]byte, dst io.Writer, cfg Config) (Result, error) {
 	first := ing.recordsAt(cfg.First)
 	tree, err := ing.b.Tree()
 	if err != nil {
 		return Result{}, fmt.Errorf("building the file tree: %w", err)
 	}
 	p := planData(tree, st, first)
-	layout, err := newLayout(tree, in.rawSum())
+	layout, err := newLayout(tree, identity)
 	if err != nil {
 		return Result{}, err
 	}
@@ -73,15 +84,15 @@ func convert(ctx context.Context, in *input, st *store, dst io.Writer, cfg Confi
 		return Result{}, err
 	}
 	res := e.result()
-	res.TarDiffID, res.TarSize = in.digest(), in.n
 	res.Inodes = tree.Len()
 	res.MetaSize = layout.MetaSize()
 	return res, nil
 }
 
-// newLayout lays out an image of one device. Its identity comes from the tar.
-func newLayout(t *erofs.Tree, tarSum [sha256.Size]byte) (*erofs.Layout, error) {
-	l, err := erofs.NewLayout(t, erofs.WriteOptions{UUID: uuidOf(tarSum), BlockBits: blockBits})
+// newLayout lays out an image of one device. Its identity comes from what it is
+// made of.
+func newLayout(t *erofs.Tree, sum [sha256.Size]byte) (*erofs.Layout, error) {
+	l, err := erofs.NewLayout(t, erofs.WriteOptions{UUID: uuidOf(sum), BlockBits: blockBits})
 	if err != nil {
 		return nil, fmt.Errorf("laying out the image: %w", err)
 	}

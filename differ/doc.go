@@ -3,8 +3,9 @@
 // Convert reads the tar of a layer and writes a native layer blob: the EROFS
 // image of its files, all metadata first, cut into chunks that can be fetched and
 // verified one by one, and the index of those chunks. The Differ is containerd's
-// diff service for snapshots of ours: it puts a layer that is not loaded lazily
-// beside the snapshot as an EROFS image.
+// diff service for snapshots of ours: Apply puts a layer that is not loaded lazily
+// beside the snapshot as an EROFS image, Compare makes a layer of what a container
+// changed.
 //
 // # Contract
 //
@@ -42,7 +43,25 @@
 //   - Zeros in runs of at least 64 KiB become holes in files of at least one chunk.
 //     Sparse members of both kinds are files with holes.
 //
+// # What an upper directory means
+//
+// Compare reads overlayfs' form of changes from the upper directory alone and
+// keeps it in a native layer; a tar gets ".wh." names for it. Besides:
+//
+//   - A file with several names in the directory has them in the layer. Holes stay
+//     holes. Attributes are user.*, security.capability and access control lists:
+//     other security.* labels belong to this host.
+//   - A socket becomes a whiteout: no layer holds one, and what it hides must not
+//     come back.
+//   - A directory that was renamed by overlayfs' redirect_dir, and a file whose
+//     data stayed below by its metacopy, give ErrNotImplemented.
+//   - Tar entries have whole seconds and no entry for a usual root, as containerd
+//     writes them. A file called ".wh.x" fails the comparison, since as a tar entry
+//     it would delete x.
+//
 // # Known deadlocks
 //
 // None: nothing here reads from a mount. SpoolDir must not be on a lazy layer.
+// Compare goes through the upper directory by descriptors and follows no link, so
+// that a container which changes it meanwhile cannot lead it elsewhere.
 package differ

@@ -28,7 +28,7 @@ func TestApplyNative(t *testing.T) {
 				desc.MediaType = map[Form]string{Zstd: chunk.MediaTypeDraftLayerZstd, Raw: chunk.MediaTypeDraftLayer}[form]
 			}
 			dir, mounts := snapshotDir(t, t.TempDir())
-			got, err := NewApplier(store, ApplyConfig{}).Apply(t.Context(), desc, mounts)
+			got, err := New(store, ServiceConfig{}).Apply(t.Context(), desc, mounts)
 			require.NoError(t, err)
 			require.Equal(t, res.DiffID, got.Digest)
 			img, err := os.ReadFile(filepath.Join(dir, LayerFile))
@@ -63,14 +63,14 @@ func TestApplyNativeRefused(t *testing.T) {
 		desc := store.add(t, chunk.MediaTypeLayerZstd, blob)
 		desc.Annotations = map[string]string{chunk.AnnotationUncompressedDigest: digest.FromString("other").String()}
 		dir, mounts := snapshotDir(t, t.TempDir())
-		_, err := NewApplier(store, ApplyConfig{}).Apply(t.Context(), desc, mounts)
+		_, err := New(store, ServiceConfig{}).Apply(t.Context(), desc, mounts)
 		require.ErrorContains(t, err, "its annotation says")
 		requireOnly(t, dir)
 	})
 	t.Run("other bytes than the digest", func(t *testing.T) {
 		dir, mounts := snapshotDir(t, t.TempDir())
 		desc := ocispec.Descriptor{MediaType: chunk.MediaTypeLayer, Digest: digest.FromString("other"), Size: int64(len(img))}
-		_, err := NewApplier(lying{img}, ApplyConfig{}).Apply(t.Context(), desc, mounts)
+		_, err := New(lying{b: img}, ServiceConfig{}).Apply(t.Context(), desc, mounts)
 		require.ErrorContains(t, err, "do not have its digest")
 		require.True(t, errdefs.IsInvalidArgument(err))
 		requireOnly(t, dir)
@@ -78,7 +78,10 @@ func TestApplyNativeRefused(t *testing.T) {
 }
 
 // lying is a content store that gives the same bytes for every digest.
-type lying struct{ b []byte }
+type lying struct {
+	content.Store // nil: only reads are answered
+	b             []byte
+}
 
 type lyingReader struct{ *bytes.Reader }
 

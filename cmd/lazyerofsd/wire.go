@@ -10,7 +10,9 @@ import (
 	"sync"
 	"time"
 
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	"github.com/containerd/containerd/v2/core/content/proxy"
+	leases "github.com/containerd/containerd/v2/core/leases/proxy"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/log"
 	"github.com/prometheus/client_golang/prometheus"
@@ -219,7 +221,7 @@ func (in inheritance) writer(layerID string) *os.File {
 }
 
 // wireDiffer makes the differ, which reads layers from containerd's own content
-// store in the namespace of the caller.
+// store, and writes them there, in the namespace of the caller.
 func (d *daemon) wireDiffer() error {
 	conn, err := grpc.NewClient("unix://"+d.c.Containerd.Address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -230,6 +232,14 @@ func (d *daemon) wireDiffer() error {
 		return fmt.Errorf("reaching containerd at %s: %w", d.c.Containerd.Address, err)
 	}
 	d.onEnd(func(context.Context) error { return conn.Close() })
-	d.differ = differ.NewApplier(proxy.NewContentStore(conn), differ.ApplyConfig{})
+	spool := filepath.Join(d.c.Root, "spool")
+	if err := os.MkdirAll(spool, 0o700); err != nil {
+		return fmt.Errorf("creating the directory of layers that are being written: %w", err)
+	}
+	d.differ = differ.New(proxy.NewContentStore(conn), differ.ServiceConfig{
+		Snapshots: filepath.Join(d.c.Root, "snapshots"),
+		Leases:    leases.NewLeaseManager(leasesapi.NewLeasesClient(conn)),
+		Layer:     differ.Config{SpoolDir: spool},
+	})
 	return nil
 }

@@ -42,6 +42,7 @@ type held struct {
 	n         *node
 	fifo, out string
 	id        string
+	w         *os.File // nil until somebody waited for the reader
 }
 
 // hold starts a container of ref that will print files once it is released.
@@ -59,9 +60,13 @@ func (n *node) hold(ref, id string, files ...string) *held {
 // release lets the container read, waits for its end and returns its output.
 func (h *held) release() string {
 	h.n.t.Helper()
-	w, err := os.OpenFile(h.fifo, os.O_WRONLY, 0)
-	require.NoError(h.n.t, err)
-	_, err = w.WriteString("go\n")
+	w := h.w
+	if w == nil {
+		var err error
+		w, err = os.OpenFile(h.fifo, os.O_WRONLY, 0)
+		require.NoError(h.n.t, err)
+	}
+	_, err := w.WriteString("go\n")
 	require.NoError(h.n.t, err)
 	require.NoError(h.n.t, w.Close())
 	require.Eventually(h.n.t, func() bool {

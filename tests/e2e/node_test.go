@@ -47,14 +47,30 @@ func start(t *testing.T, settings map[string]any) *node {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	testenv.VerifyNoLeaks(t, dir)
-	n := &node{t: t}
-	n.reg, err = testenv.StartRegistry(filepath.Join(dir, "reg"))
+	reg, err := testenv.StartRegistry(filepath.Join(dir, "reg"))
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		require.NoError(t, n.reg.Close())
+		require.NoError(t, reg.Close())
 		http.DefaultClient.CloseIdleConnections() //nolint:forbidigo // it makes no request: the client that pushed images is oras-go's
 	})
+	return startAt(t, reg, dir, settings)
+}
 
+// another makes a fresh node that pulls from the same registry.
+func (n *node) another() *node {
+	n.t.Helper()
+	dir, err := os.MkdirTemp("", "e2e-")
+	require.NoError(n.t, err)
+	n.t.Cleanup(func() { require.NoError(n.t, os.RemoveAll(dir)) })
+	testenv.VerifyNoLeaks(n.t, dir)
+	return startAt(n.t, n.reg, dir, nil)
+}
+
+// startAt makes a node without a registry of its own below dir.
+func startAt(t *testing.T, reg *testenv.Registry, dir string, settings map[string]any) *node {
+	t.Helper()
+	n := &node{t: t, reg: reg}
+	var err error
 	// The daemon is told where containerd will be before it is there, as on any node.
 	sock := filepath.Join(dir, "c.sock")
 	config := map[string]any{"containerd": map[string]any{"address": sock}, "log_level": "debug"}
