@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/platforms"
 	"github.com/docker/go-units"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/progress"
@@ -31,6 +34,7 @@ type convertFlags struct {
 	prefetch     string
 	jobs         int
 	workDir      string
+	output       string
 	asJSON       bool
 	quiet        bool
 }
@@ -47,8 +51,18 @@ localhost:5000/app:lazy), OCI layouts (oci:DIR[:TAG]) or archives
 writes it). Layers that are native already are carried over as they are.
 
 The platform is this machine's unless --platform or --all-platforms says
-otherwise. One platform gives a plain manifest, several an index.`,
+otherwise. One platform gives a plain manifest, several an index. With
+--output index the tar images stay in that index as they were, and the EROFS
+images stand behind them with the os.feature "erofs": clients that do not know
+it take the tar.
+
+BuildKit's attestations go along if the result is an index. Signatures and SBOMs
+that refer to the source are listed, not copied: they are about other bytes.
+
+A conversion that was interrupted is gone on with by the same command: finished
+layers wait in --work-dir. Nothing has a name at the target before all of it is there.`,
 		Example: `  lazyerofs convert python:3.13 localhost:5000/python:lazy
+  lazyerofs convert --output index --platform linux/amd64,linux/arm64 python:3.13 registry.example.com/python:3.13
   lazyerofs convert --all-platforms --prefetch-list hot.txt registry.example.com/app:1 registry.example.com/app:1-lazy
   docker save app:1 -o app.tar && lazyerofs convert docker-archive:app.tar oci:layout:lazy`,
 		Args: cobra.ExactArgs(2),
@@ -59,23 +73,28 @@ otherwise. One platform gives a plain manifest, several an index.`,
 	f := cmd.Flags()
 	f.StringVar(&o.hosts.CertsDir, "hosts-dir", remote.DefaultCertsDir, "`directory` with HOST/hosts.toml, as containerd reads it")
 	f.BoolVar(&o.hosts.PlainHTTP, "plain-http", false, "speak http to registries that hosts.toml says nothing about")
-	f.StringSliceVar(&o.platforms, "platform", nil, "convert this `os/arch[/variant]`; may be repeated")
+	f.StringSliceVar(&o.platforms, "platform", nil, "convert this `os/arch[/variant]`; may be repeated or a list with commas")
+	f.StringVar(&o.output, "output", "plain", "`shape` of the result: plain (EROFS only) or index (tar and EROFS side by side)")
 	f.BoolVar(&o.allPlatforms, "all-platforms", false, "convert every Linux platform of the image")
 	f.BoolVar(&o.raw, "raw", false, "store layers uncompressed: larger, but a file system can share them as they are")
 	f.StringVar(&o.chunkSize, "chunk-size", "256KiB", "longest unit of fetch and verification, in `bytes` of file data: a multiple of 4KiB")
 	f.IntVar(&o.level, "level", differ.DefaultLevel, "zstd compression `level`, 1 to 22")
 	f.StringVar(&o.prefetch, "prefetch-list", "", "`file` with one path per line that start-up reads first, in that order")
 	f.IntVar(&o.jobs, "jobs", 0, "convert this `many` layers at once (default 2; each uses all cores)")
-	f.StringVar(&o.workDir, "work-dir", "", "`directory` for temporary data (default $TMPDIR)")
+	f.StringVar(&o.workDir, "work-dir", "", "`directory` for temporary data and finished layers (default $XDG_CACHE_HOME/lazyerofs/convert)")
 	f.BoolVar(&o.asJSON, "json", false, "print the result as JSON")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "show no progress")
 	cmd.MarkFlagsMutuallyExclusive("platform", "all-platforms")
+	completeWith(cmd, "output", "plain\tEROFS only", "index\ttar and EROFS side by side")
 	return cmd
 }
 
 func convertImage(ctx context.Context, o *convertFlags, from, to string, stdout, stderr io.Writer) (err error) {
 	opts, err := o.options()
 	if err != nil {
+		return err
+	}
+	if opts.WorkDir, opts.KeepDir, err = workDirs(o.workDir); err != nil {
 		return err
 	}
 	hosts := remote.NewHosts(o.hosts)
@@ -99,6 +118,9 @@ func convertImage(ctx context.Context, o *convertFlags, from, to string, stdout,
 	if shown != nil {
 		shown.Close()
 	}
+	for _, w := range warnings(from, res) {
+		fmt.Fprintln(stderr, "lazyerofs: warning:", w)
+	}
 	if err != nil {
 		return fmt.Errorf("converting %s: %w", from, err)
 	}
@@ -113,21 +135,33 @@ func convertImage(ctx context.Context, o *convertFlags, from, to string, stdout,
 
 // options checks the flags that the converter does not check itself.
 func (o *convertFlags) options() (converter.Options, error) {
-	opts := converter.Options{AllPlatforms: o.allPlatforms, Parallel: o.jobs, WorkDir: o.workDir}
+	opts := converter.Options{AllPlatforms: o.allPlatforms, Parallel: o.jobs}
 	size, err := units.RAMInBytes(o.chunkSize)
 	if err != nil {
-		return opts, fmt.Errorf("--chunk-size %q is not a size; write it like 256KiB", o.chunkSize)
+		return opts, badUsage("--chunk-size %q is not a size; write it like 256KiB", o.chunkSize)
+	}
+	if size <= 0 || o.level < 1 { // 0 means the default to the differ
+		return opts, badUsage("--chunk-size %s and --level %d: both must be greater than zero", o.chunkSize, o.level)
+	}
+	if o.jobs < 0 {
+		return opts, badUsage("--jobs %d: it must not be negative", o.jobs)
 	}
 	opts.Layer = differ.Config{ChunkSize: size, Level: o.level}
+	if err := opts.Layer.Check(); err != nil {
+		return opts, badUsage("--chunk-size %s, --level %d: %w", o.chunkSize, o.level, err)
+	}
+	switch o.output {
+	case converter.Plain.String():
+	case converter.Index.String():
+		opts.Output = converter.Index
+	default:
+		return opts, badUsage("--output %q is none of plain and index", o.output)
+	}
 	if o.raw {
 		opts.Layer.Form = differ.Raw
 	}
-	for _, s := range o.platforms {
-		p, err := platforms.Parse(s)
-		if err != nil {
-			return opts, fmt.Errorf("--platform %q is not valid; write it like linux/arm64: %w", s, err)
-		}
-		opts.Platforms = append(opts.Platforms, p)
+	if opts.Platforms, err = parsePlatforms(o.platforms); err != nil {
+		return opts, err
 	}
 	if o.prefetch != "" {
 		if opts.Layer.First, err = readPaths(o.prefetch); err != nil {
@@ -135,6 +169,50 @@ func (o *convertFlags) options() (converter.Options, error) {
 		}
 	}
 	return opts, nil
+}
+
+// parsePlatforms reads what --platform was given.
+func parsePlatforms(list []string) ([]ocispec.Platform, error) {
+	var out []ocispec.Platform
+	for _, s := range list {
+		p, err := platforms.Parse(s)
+		if err != nil {
+			return nil, badUsage("--platform %q is not valid; write it like linux/arm64: %w", s, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// workDirs returns the directory for temporary data and the one for finished
+// layers. Without a home directory there is nothing that only the user can
+// write to, and nothing is kept.
+func workDirs(flag string) (work, keep string, err error) {
+	if flag == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return "", "", nil //nolint:nilerr // temporary data goes where the system puts it
+		}
+		flag = filepath.Join(cache, "lazyerofs", "convert")
+	}
+	if err := os.MkdirAll(flag, 0o700); err != nil {
+		return "", "", fmt.Errorf("making the work directory: %w; name another with --work-dir", err)
+	}
+	return flag, filepath.Join(flag, "layers"), nil
+}
+
+// warnings are the sentences about what the new image does not have.
+func warnings(from string, res converter.Result) []string {
+	out := slices.Clone(res.Warnings)
+	for _, r := range res.Referrers {
+		tag := ""
+		if r.Tag != "" {
+			tag = " (tag " + r.Tag + ")"
+		}
+		out = append(out, fmt.Sprintf("%s %s%s of %s is not carried over: it is about %s, sign or describe the new image anew",
+			r.What(), r.Digest, tag, from, r.Subject))
+	}
+	return out
 }
 
 // readPaths reads one path per line; empty lines and lines that start with
@@ -166,6 +244,11 @@ func printConversion(w io.Writer, res converter.Result) {
 			from, to = from+l.SourceSize, to+l.Size
 		}
 		fmt.Fprintf(w, "%-16s %d layers, %s -> %s\n", img.Platform, len(img.Layers), units.HumanSize(float64(from)), units.HumanSize(float64(to)))
+	}
+	for _, a := range res.Attestations {
+		if a.Digest != "" {
+			fmt.Fprintf(w, "attestation %s -> %s, for %s; its statements are about %s\n", a.Source, a.Digest, a.Image, a.SourceImage)
+		}
 	}
 	for _, s := range res.Skipped {
 		fmt.Fprintf(w, "left out: %s is no Linux image\n", s)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,13 +12,19 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
+
+	"github.com/lazyerofs/lazyerofs/differ/converter"
 )
 
 // Exit codes, as --help says them.
 const (
-	exitOK    = 0
-	exitError = 1
-	exitUsage = 2
+	exitOK          = 0
+	exitError       = 1
+	exitUsage       = 2
+	exitPlatform    = 3
+	exitCredentials = 4
+	exitRefused     = 5
+	exitNoSpace     = 6
 )
 
 // version is set by the linker; without it the build information says it.
@@ -56,7 +63,40 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if !started {
 		return exitUsage
 	}
+	return exitCode(err)
+}
+
+// usageError is about what was typed and not about the work.
+type usageError struct{ error }
+
+// Unwrap gives what errors.Is looks for.
+func (u usageError) Unwrap() error { return u.error }
+
+func badUsage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// exitCode tells scripts what went wrong.
+func exitCode(err error) int {
+	var usage usageError
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.Is(err, converter.ErrPlatform):
+		return exitPlatform
+	case errors.Is(err, converter.ErrCredentials):
+		return exitCredentials
+	case errors.Is(err, converter.ErrRefused):
+		return exitRefused
+	case errors.Is(err, converter.ErrNoSpace):
+		return exitNoSpace
+	}
 	return exitError
+}
+
+// completeWith makes shells offer the values of a flag.
+func completeWith(cmd *cobra.Command, flag string, values ...cobra.Completion) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag is not there: a mistake in this program
+	}
 }
 
 func newRootCmd() *cobra.Command {
@@ -66,7 +106,8 @@ func newRootCmd() *cobra.Command {
 		Long: `lazyerofs makes and uses container images whose layers are mounted straight from
 the registry: what is read is fetched, verified and kept.
 
-Exit codes: 0 success, 1 failure, 2 wrong usage.`,
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no image for the platform,
+4 credentials refused, 5 refused by the registry, 6 no space left.`,
 		Version:       buildVersion(),
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -34,10 +34,11 @@ func TestScripts(t *testing.T) {
 				}
 			})
 			env.Setenv("REGISTRY", reg.Addr())
+			env.Setenv("XDG_CACHE_HOME", filepath.Join(env.WorkDir, ".home-cache"))
 			env.Setenv("DOCKER_CONFIG", filepath.Join(env.WorkDir, ".docker"))
 			return nil
 		},
-		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"layout": scriptLayout},
+		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"layout": scriptLayout, "signed": scriptSigned},
 		RequireExplicitExec: false,
 	})
 }
@@ -92,4 +93,23 @@ func scriptLayout(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Check(os.WriteFile(filepath.Join(dir, "index.json"), raw, 0o644))
 	ts.Check(os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644))
+}
+
+// scriptSigned is "signed DIR": an OCI layout with an image "one" and what cosign
+// would put beside it.
+func scriptSigned(ts *testscript.TestScript, _ bool, args []string) {
+	scriptLayout(ts, false, []string{args[0], "amd64", "--", "base"})
+	file := filepath.Join(ts.MkAbs(args[0]), "index.json")
+	raw, err := os.ReadFile(file)
+	ts.Check(err)
+	var index ocispec.Index
+	ts.Check(json.Unmarshal(raw, &index))
+	image := index.Manifests[0]
+	image.Annotations = map[string]string{ocispec.AnnotationRefName: "one"}
+	signature := index.Manifests[0]
+	signature.Annotations = map[string]string{ocispec.AnnotationRefName: "sha256-" + image.Digest.Encoded() + ".sig"}
+	index.Manifests = []ocispec.Descriptor{image, signature}
+	raw, err = json.Marshal(index)
+	ts.Check(err)
+	ts.Check(os.WriteFile(file, raw, 0o644))
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/plugins/content/local"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -25,11 +26,12 @@ import (
 type archiveSource struct {
 	name, file, ref, workDir string
 
-	once  sync.Once
-	dir   string
-	store content.Store
-	root  ocispec.Descriptor
-	err   error
+	once    sync.Once
+	scratch *scratch
+	store   content.Store
+	entries []ocispec.Descriptor
+	root    ocispec.Descriptor
+	err     error
 }
 
 func (s *archiveSource) String() string { return s.name }
@@ -56,10 +58,10 @@ func (s *archiveSource) unpack(ctx context.Context) (ocispec.Descriptor, error) 
 		return none, err
 	}
 	defer r.Close()
-	if s.dir, err = os.MkdirTemp(s.workDir, "lazyerofs-archive-"); err != nil {
+	if s.scratch, err = newScratch(s.workDir, "lazyerofs-archive-"); err != nil {
 		return none, err
 	}
-	if s.store, err = local.NewStore(s.dir); err != nil {
+	if s.store, err = local.NewStore(s.scratch.dir); err != nil {
 		return none, err
 	}
 	top, err := archive.ImportIndex(ctx, s.store, r)
@@ -74,7 +76,13 @@ func (s *archiveSource) unpack(ctx context.Context) (ocispec.Descriptor, error) 
 	if err := json.Unmarshal(raw, &idx); err != nil {
 		return none, err
 	}
+	s.entries = idx.Manifests
 	return choose(idx.Manifests, s.ref)
+}
+
+// referrers implements referrerLister.
+func (s *archiveSource) referrers(ctx context.Context, subject digest.Digest) ([]Referrer, error) {
+	return referrersIn(s.entries, subject, func(d ocispec.Descriptor) (digest.Digest, error) { return subjectOf(ctx, s, d) })
 }
 
 func (s *archiveSource) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
@@ -92,38 +100,36 @@ func (s *archiveSource) Open(ctx context.Context, desc ocispec.Descriptor) (io.R
 }
 
 func (s *archiveSource) Close() error {
-	if s.dir == "" {
-		return nil
-	}
-	return os.RemoveAll(s.dir)
+	return s.scratch.Close()
 }
 
 // archiveTarget collects a layout and packs it into a tar at the end.
 type archiveTarget struct {
 	*layoutTarget
-	file string
+	scratch *scratch
+	file    string
 }
 
 func newArchiveTarget(name, file, tag string) (*archiveTarget, error) {
 	// Beside the file, so that the space is where the user wants the image.
-	dir, err := os.MkdirTemp(filepath.Dir(file), ".lazyerofs-archive-")
+	s, err := newScratch(filepath.Dir(file), ".lazyerofs-archive-")
 	if err != nil {
 		return nil, fmt.Errorf("writing %s: %w", name, err)
 	}
-	t, err := newLayoutTarget(name, dir, tag)
+	t, err := newLayoutTarget(name, filepath.Join(s.dir, "layout"), tag)
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+		return nil, errors.Join(err, s.Close())
 	}
-	return &archiveTarget{layoutTarget: t, file: file}, nil
+	return &archiveTarget{layoutTarget: t, scratch: s, file: file}, nil
 }
 
-func (t *archiveTarget) Close() error { return os.RemoveAll(t.dir) }
+func (t *archiveTarget) Close() error { return t.scratch.Close() }
 
 func (t *archiveTarget) Finish(ctx context.Context, root ocispec.Descriptor, raw []byte) error {
 	if err := t.layoutTarget.Finish(ctx, root, raw); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(t.file), ".lazyerofs-archive-*.tar")
+	tmp, err := os.Create(filepath.Join(t.scratch.dir, "packed"))
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", t.name, err)
 	}

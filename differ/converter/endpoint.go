@@ -78,7 +78,8 @@ func ParseSource(s string, hosts docker.RegistryHosts) (Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &registrySource{name: s, ref: ref.String(), host: reference.Domain(ref), repo: reference.Path(ref), resolver: newResolver(hosts)}, nil
+	at := place{reference.Domain(ref), reference.Path(ref)}
+	return &registrySource{name: s, ref: ref.String(), place: at, resolver: newResolver(hosts)}, nil
 }
 
 // ParseTarget opens the place that s names for writing: a registry reference
@@ -111,7 +112,7 @@ func ParseTarget(s string, hosts docker.RegistryHosts) (Target, error) {
 		return nil, fmt.Errorf("%w: %q: a target needs a tag, not a digest: what comes out has a digest of its own", ErrLocation, s)
 	}
 	return &registryTarget{
-		name: s, repo: tagged.Name(), tag: tagged.Tag(), host: reference.Domain(ref), hosts: hosts, resolver: newResolver(hosts),
+		name: s, tag: tagged.Tag(), place: place{reference.Domain(ref), reference.Path(ref)}, hosts: hosts, resolver: newResolver(hosts),
 	}, nil
 }
 

@@ -6,7 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/platforms"
 	digest "github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -18,53 +23,125 @@ type conversion struct {
 	src  Source
 	dst  Target
 	opts Options
+	keep *keep
 	jobs map[digest.Digest]*job
+
+	mu       sync.Mutex
+	warnings []string
 }
 
-// Image converts the image of src and writes it to dst. An image of one
-// platform becomes a plain manifest. Several become an index whose entries
-// carry no os.features: default clients cannot select an entry that does.
+func (c *conversion) warn(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.warnings = append(c.warnings, fmt.Sprintf(format, args...))
+}
+
+// Image converts the image of src and writes it to dst, in the shape that
+// Options.Output says. Errors wrap one of the kinds of this package where there is one.
 func Image(ctx context.Context, src Source, dst Target, opts Options) (Result, error) {
 	c := &conversion{src: src, dst: dst, opts: opts.withDefaults(), jobs: make(map[digest.Digest]*job)}
 	res := Result{Source: src.String(), Target: dst.String()}
-	if u, ok := src.(interface{ unpackBelow(dir string) }); ok {
-		u.unpackBelow(opts.WorkDir)
+	err := c.run(ctx, &res)
+	slices.Sort(c.warnings) // they come from several goroutines
+	res.Warnings = c.warnings
+	return res, spaceSentence(err, opts.WorkDir)
+}
+
+func (c *conversion) run(ctx context.Context, res *Result) (err error) {
+	if err := c.opts.Layer.Check(); err != nil {
+		return err
 	}
-	root, err := src.Root(ctx)
+	if u, ok := c.src.(interface{ unpackBelow(dir string) }); ok {
+		u.unpackBelow(c.opts.WorkDir)
+	}
+	root, err := c.src.Root(ctx)
 	if err != nil {
-		return res, fmt.Errorf("finding %s: %w", src, err)
+		return fmt.Errorf("finding %s: %w", c.src, err)
 	}
 	imgs, skipped, err := c.selectImages(ctx, root)
 	if err != nil {
-		return res, err
+		return err
 	}
 	res.Skipped = skipped
-	if err := c.convertLayers(ctx, imgs); err != nil {
-		return res, err
+	if c.keep, err = openKeep(c.opts.KeepDir); err != nil {
+		return err
 	}
-	entries := make([]ocispec.Descriptor, 0, len(imgs))
-	var raw []byte
+	if err := c.convertLayers(ctx, imgs); err != nil {
+		return err
+	}
+	res.Referrers = c.findReferrers(ctx, subjects(root, imgs))
+	top, raw, err := c.writeAll(ctx, root, imgs, res)
+	if err != nil {
+		return err
+	}
+	if err := c.dst.Finish(ctx, top, raw); err != nil {
+		return fmt.Errorf("naming the image in %s: %w", c.dst, err)
+	}
+	c.forget()
+	res.Digest, res.MediaType = top.Digest, top.MediaType
+	return nil
+}
+
+// subjects are the documents of the source that something may refer to.
+func subjects(root ocispec.Descriptor, imgs []*image) []digest.Digest {
+	out := []digest.Digest{root.Digest}
 	for _, img := range imgs {
-		var entry ocispec.Descriptor
-		var ir ImageResult
-		if entry, raw, ir, err = c.writeImage(ctx, img); err != nil {
-			return res, err
+		if img.desc.Digest != root.Digest {
+			out = append(out, img.desc.Digest)
 		}
+	}
+	return out
+}
+
+// writeAll writes everything but layers and returns what is to be named.
+func (c *conversion) writeAll(ctx context.Context, root ocispec.Descriptor, imgs []*image, res *Result) (top ocispec.Descriptor, raw []byte, err error) {
+	var tars, entries []ocispec.Descriptor
+	for _, img := range imgs {
+		if img.tar {
+			tar, err := c.copyImage(ctx, img)
+			if err != nil {
+				return top, nil, err
+			}
+			tars = append(tars, tar)
+		} else if c.opts.Output == Index {
+			c.warn("the image for %s has native layers already, so there is no tar image to stand beside it", platforms.Format(img.platform))
+		}
+		entry, b, ir, err := c.writeImage(ctx, img)
+		if err != nil {
+			return top, nil, err
+		}
+		raw = b
 		entries = append(entries, entry)
 		res.Images = append(res.Images, ir)
 	}
-	top := entries[0]
-	top.Platform = nil
-	if len(entries) > 1 {
-		if top, raw, err = c.writeIndex(ctx, root, entries); err != nil {
-			return res, err
-		}
+	attested, err := c.attest(ctx, imgs, entries, res)
+	if err != nil {
+		return top, nil, err
 	}
-	if err := dst.Finish(ctx, top, raw); err != nil {
-		return res, fmt.Errorf("naming the image in %s: %w", dst, err)
+	if c.hasIndex(imgs) {
+		return c.writeIndex(ctx, root, slices.Concat(tars, entries, attested))
 	}
-	res.Digest, res.MediaType = top.Digest, top.MediaType
-	return res, nil
+	top = entries[0]
+	top.Platform, top.Annotations = nil, nil
+	return top, raw, nil
+}
+
+// hasIndex reports whether the result is an index.
+func (c *conversion) hasIndex(imgs []*image) bool { return len(imgs) > 1 || c.opts.Output == Index }
+
+// copyImage puts config and manifest of a tar image as they are. Its layers were
+// copied with their conversion.
+func (c *conversion) copyImage(ctx context.Context, img *image) (ocispec.Descriptor, error) {
+	if err := c.put(ctx, img.manifest.Config, img.rawConfig); err != nil {
+		return img.desc, err
+	}
+	if err := c.put(ctx, img.desc, img.raw); err != nil {
+		return img.desc, err
+	}
+	d := ocispec.Descriptor{MediaType: img.desc.MediaType, Digest: img.desc.Digest, Size: img.desc.Size, Annotations: img.entry.Annotations}
+	p := img.platform
+	d.Platform = &p
+	return d, nil
 }
 
 func (o Options) withDefaults() Options {
@@ -89,7 +166,7 @@ func (c *conversion) writeImage(ctx context.Context, img *image) (ocispec.Descri
 	m := ocispec.Manifest{
 		Versioned:   specs.Versioned{SchemaVersion: 2},
 		MediaType:   ocispec.MediaTypeImageManifest,
-		Annotations: img.manifest.Annotations,
+		Annotations: img.manifest.Annotations, ArtifactType: img.manifest.ArtifactType, Subject: img.manifest.Subject,
 	}
 	var diffIDs []digest.Digest
 	for _, l := range img.manifest.Layers {
@@ -98,6 +175,8 @@ func (c *conversion) writeImage(ctx context.Context, img *image) (ocispec.Descri
 			// The blob is shared, what its own manifest says about it is not.
 			lr.desc = l
 			lr.DiffID = img.config.RootFS.DiffIDs[len(diffIDs)]
+		} else {
+			lr.desc.Annotations = merged(l.Annotations, lr.desc.Annotations)
 		}
 		m.Layers = append(m.Layers, lr.desc)
 		diffIDs = append(diffIDs, lr.DiffID)
@@ -124,24 +203,47 @@ func (c *conversion) writeImage(ctx context.Context, img *image) (ocispec.Descri
 	}
 	p := img.platform
 	p.OSFeatures = nil
-	desc.Platform = &p
+	if c.opts.Output == Index {
+		p.OSFeatures = []string{osFeature}
+	}
+	desc.Platform, desc.Annotations = &p, img.entry.Annotations
 	ir.Digest = desc.Digest
 	return desc, raw, ir, nil
 }
 
-// writeIndex puts an index of the entries with the annotations of the old one.
-func (c *conversion) writeIndex(ctx context.Context, root ocispec.Descriptor, entries []ocispec.Descriptor) (ocispec.Descriptor, []byte, error) {
-	old, err := c.readJSON(ctx, root)
-	if err != nil {
-		return ocispec.Descriptor{}, nil, err
+// foreign are the beginnings of annotations that describe the bytes of a source
+// layer to some lazy loader, and would be untrue of the new one.
+var foreign = []string{"containerd.io/snapshot/", "org.erofs.", "io.github.containers.zstd-chunked.", "io.containers.estargz.", "com.amazon.soci."}
+
+// merged returns the annotations of a converted layer: its own, and what the
+// source layer said that does not depend on its bytes.
+func merged(source, own map[string]string) map[string]string {
+	out := make(map[string]string, len(source)+len(own))
+	for k, v := range source {
+		if !slices.ContainsFunc(foreign, func(p string) bool { return strings.HasPrefix(k, p) }) {
+			out[k] = v
+		}
 	}
+	maps.Copy(out, own)
+	return out
+}
+
+// writeIndex puts an index of the entries. Everything else is as in the old one,
+// if there was one.
+func (c *conversion) writeIndex(ctx context.Context, root ocispec.Descriptor, entries []ocispec.Descriptor) (ocispec.Descriptor, []byte, error) {
 	var was ocispec.Index
-	if err := json.Unmarshal(old, &was); err != nil {
-		return ocispec.Descriptor{}, nil, fmt.Errorf("index %s is not JSON: %w", root.Digest, err)
+	if images.IsIndexType(root.MediaType) {
+		old, err := c.readJSON(ctx, root)
+		if err != nil {
+			return ocispec.Descriptor{}, nil, err
+		}
+		if err := json.Unmarshal(old, &was); err != nil {
+			return ocispec.Descriptor{}, nil, fmt.Errorf("index %s is not JSON: %w", root.Digest, err)
+		}
 	}
 	raw, err := json.Marshal(ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
-		Manifests: entries, Annotations: was.Annotations,
+		Manifests: entries, Annotations: was.Annotations, ArtifactType: was.ArtifactType, Subject: was.Subject,
 	})
 	if err != nil {
 		return ocispec.Descriptor{}, nil, err

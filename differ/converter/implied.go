@@ -54,6 +54,11 @@ func (d *dirs) keep(blob io.ReaderAt, res differ.Result, form differ.Form) error
 	return nil
 }
 
+// restore remembers what keep remembered of an earlier run.
+func (d *dirs) restore(meta []byte, form differ.Form, res LayerResult) {
+	d.meta, d.form, d.metaSize, d.imageSize = meta, form, res.MetaSize, res.ImageSize
+}
+
 // load parses the metadata, once.
 func (d *dirs) load() error {
 	d.once.Do(func() {

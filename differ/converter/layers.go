@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +23,8 @@ type job struct {
 	diffIDs []digest.Digest // that configs claim; all must be the same
 	below   []*job          // the layers under it in the first image that has it
 	dirs    dirs
+	key     string // of its conversion, in the directory of finished layers
+	tar     bool   // the target wants the source blob as well
 	result  LayerResult
 }
 
@@ -42,6 +43,7 @@ func (c *conversion) convertLayers(ctx context.Context, imgs []*image) error {
 				c.jobs[l.Digest] = j
 				order = append(order, j)
 			}
+			j.tar = j.tar || img.tar
 			j.diffIDs = append(j.diffIDs, img.config.RootFS.DiffIDs[i])
 			stack = append(stack, j)
 		}
@@ -54,13 +56,7 @@ func (c *conversion) convertLayers(ctx context.Context, imgs []*image) error {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			var err error
-			if isNative(j.desc.MediaType) {
-				err = c.reuse(ctx, j)
-			} else {
-				err = c.convert(ctx, j)
-			}
-			if err != nil {
+			if err := c.layer(ctx, j); err != nil {
 				return fmt.Errorf("layer %s of %s: %w", j.desc.Digest, c.src, err)
 			}
 			c.opts.Progress(Event{Layer: j.desc.Digest, Phase: Done, Bytes: j.result.Size, Total: j.result.Size, Result: &j.result})
@@ -68,6 +64,24 @@ func (c *conversion) convertLayers(ctx context.Context, imgs []*image) error {
 		})
 	}
 	return g.Wait()
+}
+
+// layer brings one layer to the target.
+func (c *conversion) layer(ctx context.Context, j *job) error {
+	if isNative(j.desc.MediaType) {
+		return c.reuse(ctx, j)
+	}
+	if c.keep != nil {
+		j.key = keyOf(j, c.opts.Layer)
+	}
+	resumed, err := c.resume(ctx, j)
+	if err == nil && !resumed {
+		err = c.convert(ctx, j)
+	}
+	if err == nil && j.tar {
+		_, err = c.copyBlob(ctx, j.desc, c.progress(j, Copy, j.desc.Size))
+	}
+	return err
 }
 
 // isNative tells layers that are EROFS already.
@@ -107,15 +121,23 @@ func (c *conversion) reuse(ctx context.Context, j *job) error {
 		Source: j.desc.Digest, Digest: j.desc.Digest, SourceSize: j.desc.Size, Size: j.desc.Size,
 		DiffID: j.diffIDs[0], Reused: true, desc: j.desc,
 	}
-	existed, err := c.dst.Put(ctx, mountable(j.desc, c.src, c.dst), func(ctx context.Context) (io.ReadCloser, error) {
-		rc, err := c.src.Open(ctx, j.desc)
+	existed, err := c.copyBlob(ctx, j.desc, c.progress(j, Push, j.desc.Size))
+	j.result.Existed, j.result.Seconds = existed, time.Since(start).Seconds()
+	return err
+}
+
+// copyBlob puts a blob of the source as it is.
+func (c *conversion) copyBlob(ctx context.Context, d ocispec.Descriptor, report func(int64)) (existed bool, err error) {
+	if err := d.Digest.Validate(); err != nil {
+		return false, fmt.Errorf("descriptor in %s: %w", c.src, err)
+	}
+	return c.dst.Put(ctx, mountable(d, c.src, c.dst), func(ctx context.Context) (io.ReadCloser, error) {
+		rc, err := c.src.Open(ctx, d)
 		if err != nil {
 			return nil, err
 		}
-		return newChecked(ctx, rc, j.desc, c.progress(j, Push, j.desc.Size)), nil
+		return newChecked(ctx, rc, d, report), nil
 	})
-	j.result.Existed, j.result.Seconds = existed, time.Since(start).Seconds()
-	return err
 }
 
 // convert makes a native layer of a tar and puts it.
@@ -127,7 +149,11 @@ func (c *conversion) convert(ctx context.Context, j *job) (err error) {
 	}
 	in := newChecked(ctx, rc, j.desc, c.progress(j, Convert, j.desc.Size))
 	defer in.Close()
-	blob, err := tempFile(c.opts.WorkDir)
+	dir := c.opts.WorkDir
+	if c.keep != nil {
+		dir = c.keep.dir // a file can be named only in its own file system
+	}
+	blob, err := tempFile(dir)
 	if err != nil {
 		return err
 	}
@@ -151,35 +177,24 @@ func (c *conversion) convert(ctx context.Context, j *job) (err error) {
 		return err
 	}
 	d := res.Descriptor
-	existed, err := c.dst.Put(ctx, d, func(ctx context.Context) (io.ReadCloser, error) {
+	j.result = LayerResult{
+		Source: j.desc.Digest, Digest: d.Digest, SourceSize: in.n, Size: d.Size, DiffID: res.DiffID,
+		TarSize: res.TarSize, ImageSize: res.ImageSize, MetaSize: res.MetaSize, IndexSize: res.IndexSize, SpoolSize: res.SpoolSize,
+		Chunks: res.Chunks, Inodes: res.Inodes, desc: d,
+	}
+	if err := c.keep.save(j.key, blob, &record{Desc: d, TarDiffID: res.TarDiffID, Result: j.result}, j.dirs.meta); err != nil {
+		return err
+	}
+	j.result.Existed, err = c.dst.Put(ctx, d, func(ctx context.Context) (io.ReadCloser, error) {
 		report := c.progress(j, Push, d.Size)
 		return &counting{ctx: ctx, r: io.NewSectionReader(blob, 0, d.Size), report: report}, nil
 	})
-	if err != nil {
-		return err
-	}
-	j.result = LayerResult{
-		Source: j.desc.Digest, Digest: d.Digest, SourceSize: in.n, Size: d.Size, DiffID: res.DiffID, Existed: existed,
-		TarSize: res.TarSize, ImageSize: res.ImageSize, MetaSize: res.MetaSize, IndexSize: res.IndexSize, SpoolSize: res.SpoolSize,
-		Chunks: res.Chunks, Inodes: res.Inodes, Seconds: time.Since(start).Seconds(), desc: d,
-	}
-	return nil
+	j.result.Seconds = time.Since(start).Seconds()
+	return err
 }
 
 func (c *conversion) progress(j *job, p Phase, total int64) func(int64) {
 	return func(n int64) { c.opts.Progress(Event{Layer: j.desc.Digest, Phase: p, Bytes: n, Total: total}) }
-}
-
-// tempFile returns a file that has no name any more.
-func tempFile(dir string) (*os.File, error) {
-	f, err := os.CreateTemp(dir, "lazyerofs-blob-*")
-	if err != nil {
-		return nil, fmt.Errorf("making a file for the blob: %w", err)
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
 }
 
 // counting reports how far a reader is and stops with its context.

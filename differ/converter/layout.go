@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
+	digest "github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content/oci"
@@ -41,6 +43,31 @@ func (s *layoutSource) Root(context.Context) (ocispec.Descriptor, error) {
 
 func (s *layoutSource) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	return oci.NewStorageFromFS(os.DirFS(s.dir)).Fetch(ctx, desc)
+}
+
+// referrers implements referrerLister.
+func (s *layoutSource) referrers(ctx context.Context, subject digest.Digest) ([]Referrer, error) {
+	idx, err := readIndex(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("reading OCI layout %s: %w", s.dir, err)
+	}
+	return referrersIn(idx.Manifests, subject, func(d ocispec.Descriptor) (digest.Digest, error) { return subjectOf(ctx, s, d) })
+}
+
+// subjectOf reads what the manifest or index d says that it refers to.
+func subjectOf(ctx context.Context, src Source, d ocispec.Descriptor) (digest.Digest, error) {
+	c := &conversion{src: src}
+	raw, err := c.readJSON(ctx, d)
+	if err != nil {
+		return "", err
+	}
+	var m struct {
+		Subject *ocispec.Descriptor `json:"subject"`
+	}
+	if err := json.Unmarshal(raw, &m); err != nil || m.Subject == nil {
+		return "", nil //nolint:nilerr // what is no JSON refers to nothing
+	}
+	return m.Subject.Digest, nil
 }
 
 // refName is where layouts and archives keep the name of an image.
@@ -157,10 +184,29 @@ func (t *layoutTarget) Finish(_ context.Context, root ocispec.Descriptor, _ []by
 	if err := writeFile(filepath.Join(t.dir, ocispec.ImageLayoutFile), layout); err != nil {
 		return err
 	}
-	// Where blobs were written before they had their names; in use, it stays.
-	_ = os.Remove(filepath.Join(t.dir, "ingest"))
+	t.sweepIngest()
 	return writeFile(filepath.Join(t.dir, ocispec.ImageIndexFile), raw)
 }
+
+// sweepIngest removes the directory where blobs were written before they had
+// their names, and what conversions that were killed left in it. What another
+// one is writing stays.
+func (t *layoutTarget) sweepIngest() {
+	dir := filepath.Join(t.dir, "ingest")
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, n := range names {
+		if fi, err := n.Info(); err == nil && time.Since(fi.ModTime()) > maxIngest {
+			_ = os.Remove(filepath.Join(dir, n.Name()))
+		}
+	}
+	_ = os.Remove(dir)
+}
+
+// maxIngest is how long a blob that nobody writes to any more stays in ingest.
+const maxIngest = 24 * time.Hour
 
 // writeFile replaces a file in one step, so that a reader sees the old or the
 // new content.

@@ -24,8 +24,37 @@ type Options struct {
 	// the layers under way, and what a source archive holds until it is closed;
 	// empty means the system's directory for temporary files.
 	WorkDir string
+	// KeepDir holds finished layers until the image has its name, so that a
+	// conversion that was killed goes on where it was, and afterwards a small
+	// record of each, so that what the target has is not converted again. What
+	// was not used for two weeks goes. It is trusted like the program itself: it
+	// must belong to the user alone. Empty keeps nothing.
+	KeepDir string
+	// Output is the shape of the result.
+	Output Output
 	// Progress is told how layers get on, from several goroutines; may be nil.
 	Progress func(Event)
+}
+
+// Output is the shape of what Image writes.
+type Output uint8
+
+const (
+	// Plain is a manifest for one platform, and an index for several whose entries
+	// carry no os.features: default clients cannot select an entry that does.
+	Plain Output = iota
+	// Index is an index that holds the tar images as they were and, behind them,
+	// the EROFS images with the os.feature "erofs". A client that knows nothing of
+	// EROFS takes the tar image, which stands first.
+	Index
+)
+
+// String returns the name of the shape as the command line writes it.
+func (o Output) String() string {
+	if o == Index {
+		return "index"
+	}
+	return "plain"
 }
 
 // Phase is what happens to a layer.
@@ -36,6 +65,9 @@ const (
 	Convert Phase = iota
 	// Push means that the blob goes to the target; bytes are those of the new blob.
 	Push
+	// Copy means that the source blob goes to the target as it is, for an Index;
+	// bytes are those of the source blob.
+	Copy
 	// Done means that the layer is at the target.
 	Done
 )
@@ -47,6 +79,8 @@ func (p Phase) String() string {
 		return "converting"
 	case Push:
 		return "pushing"
+	case Copy:
+		return "copying"
 	}
 	return "done"
 }
@@ -76,6 +110,40 @@ type Result struct {
 	Images []ImageResult `json:"images"`
 	// Skipped names entries of the index that are no Linux images.
 	Skipped []string `json:"skipped,omitempty"`
+	// Attestations are the build records of the converted images.
+	Attestations []Attestation `json:"attestations,omitempty"`
+	// Referrers are signatures, SBOMs and the like that speak of the source. They
+	// are not carried over: they would say untrue things of the new image.
+	Referrers []Referrer `json:"referrers,omitempty"`
+	// Warnings are sentences about what the new image lacks or could not be found out.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Attestation describes a build record that BuildKit put beside an image.
+type Attestation struct {
+	// Source is the old record, SourceImage the image that it names. The
+	// statements in it are never changed, so they are about SourceImage.
+	Source      digest.Digest `json:"source"`
+	SourceImage digest.Digest `json:"sourceImage"`
+	// Digest is the new record and Image what it names, both empty when the record
+	// is left out because a single manifest has no place for it.
+	Digest digest.Digest `json:"digest,omitempty"`
+	Image  digest.Digest `json:"image,omitempty"`
+	// Predicates are the types of the statements.
+	Predicates []string `json:"predicates,omitempty"`
+}
+
+// Referrer describes something in the source's repository that is about the
+// source.
+type Referrer struct {
+	// Subject is the manifest or index of the source that it is about.
+	Subject digest.Digest `json:"subject"`
+	// Digest is its manifest, and Tag the tag that leads to it, if one does.
+	Digest digest.Digest `json:"digest"`
+	Tag    string        `json:"tag,omitempty"`
+	// MediaType and ArtifactType say what it is, as far as the source says it.
+	MediaType    string `json:"mediaType,omitempty"`
+	ArtifactType string `json:"artifactType,omitempty"`
 }
 
 // ImageResult describes the image of one platform.
@@ -98,9 +166,11 @@ type LayerResult struct {
 	Size       int64         `json:"size"`
 	// DiffID is the new entry of rootfs.diff_ids.
 	DiffID digest.Digest `json:"diffID"`
-	// Reused: the layer was native already. Existed: the target had the blob.
+	// Reused: the layer was native already. Existed: the target had the blob, or
+	// could mount it from another repository. Resumed: an earlier run converted it.
 	Reused  bool `json:"reused,omitempty"`
 	Existed bool `json:"existed,omitempty"`
+	Resumed bool `json:"resumed,omitempty"`
 	// What follows is zero for a reused layer.
 	TarSize   int64 `json:"tarSize,omitempty"`
 	ImageSize int64 `json:"imageSize,omitempty"`

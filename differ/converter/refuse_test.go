@@ -196,5 +196,5 @@ func TestTokens(t *testing.T) {
 		_, err = converter.Image(t.Context(), src, dst, opts)
 		require.NoError(t, err)
 	}
-	require.LessOrEqual(t, tokens.Issued(), 8)
+	require.LessOrEqual(t, tokens.Issued(), 10, "a few for each repository and each right, not one for each request")
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -42,6 +43,10 @@ func keepHosts(hosts docker.RegistryHosts) docker.RegistryHosts {
 		}
 		one := make(chan struct{}, 1)
 		for i := range hs {
+			if hs[i].Capabilities.Has(docker.HostCapabilityResolve) {
+				// Or containerd would not try the API; its lack is found out by asking.
+				hs[i].Capabilities |= docker.HostCapabilityReferrers
+			}
 			if hs[i].Authorizer != nil {
 				hs[i].Authorizer = &serialAuthorizer{hs[i].Authorizer, one}
 			}
@@ -83,9 +88,9 @@ func (s *serialAuthorizer) AddResponses(ctx context.Context, rs []*http.Response
 
 // registrySource reads an image from a registry.
 type registrySource struct {
-	name, ref  string
-	host, repo string
-	resolver   remotes.Resolver
+	name, ref string
+	place
+	resolver remotes.Resolver
 }
 
 func (s *registrySource) String() string { return s.name }
@@ -94,10 +99,12 @@ func (s *registrySource) Origin() (host, repo string) { return s.host, s.repo }
 
 func (s *registrySource) Close() error { return nil }
 
+func (s *registrySource) sentence(err error) error { return s.place.sentence("pull", err) }
+
 func (s *registrySource) Root(ctx context.Context) (ocispec.Descriptor, error) {
 	_, desc, err := s.resolver.Resolve(ctx, s.ref)
 	if err != nil {
-		return ocispec.Descriptor{}, sentence(err)
+		return ocispec.Descriptor{}, s.sentence(err)
 	}
 	return desc, nil
 }
@@ -105,37 +112,42 @@ func (s *registrySource) Root(ctx context.Context) (ocispec.Descriptor, error) {
 func (s *registrySource) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	f, err := s.resolver.Fetcher(ctx, s.ref)
 	if err != nil {
-		return nil, sentence(err)
+		return nil, s.sentence(err)
 	}
 	// URLs in a descriptor are the image author's; the registry is the user's choice.
 	desc.URLs = nil
 	rc, err := f.Fetch(ctx, desc)
 	if err != nil {
-		return nil, sentence(err)
+		return nil, s.sentence(err)
 	}
 	return rc, nil
 }
 
 // registryTarget pushes an image.
 type registryTarget struct {
-	name, repo, tag, host string
-	hosts                 docker.RegistryHosts
-	resolver              remotes.Resolver
+	name, tag string
+	place
+	hosts    docker.RegistryHosts
+	resolver remotes.Resolver
 }
 
 func (t *registryTarget) String() string { return t.name }
 
 func (t *registryTarget) Close() error { return nil }
 
+func (t *registryTarget) sentence(err error) error { return t.place.sentence("push", err) }
+
+func (t *registryTarget) repository() string { return t.host + "/" + t.repo }
+
 // Put pushes by digest: the tag comes last.
 func (t *registryTarget) Put(ctx context.Context, desc ocispec.Descriptor, open func(context.Context) (io.ReadCloser, error)) (bool, error) {
-	return t.push(ctx, t.resolver, t.repo+"@"+desc.Digest.String(), desc, open)
+	return t.push(ctx, t.resolver, t.repository()+"@"+desc.Digest.String(), desc, open)
 }
 
 func (t *registryTarget) Finish(ctx context.Context, root ocispec.Descriptor, raw []byte) error {
 	// A resolver remembers what it pushed and would not push the same manifest
 	// again under its tag.
-	_, err := t.push(ctx, newResolver(t.hosts), t.repo+":"+t.tag, root, func(context.Context) (io.ReadCloser, error) {
+	_, err := t.push(ctx, newResolver(t.hosts), t.repository()+":"+t.tag, root, func(context.Context) (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(raw)), nil
 	})
 	return err
@@ -144,7 +156,7 @@ func (t *registryTarget) Finish(ctx context.Context, root ocispec.Descriptor, ra
 func (t *registryTarget) push(ctx context.Context, resolver remotes.Resolver, ref string, desc ocispec.Descriptor, open func(context.Context) (io.ReadCloser, error)) (_ bool, err error) {
 	p, err := resolver.Pusher(ctx, ref)
 	if err != nil {
-		return false, sentence(err)
+		return false, t.sentence(err)
 	}
 	// The pusher keeps a goroutine with the request until it is done or cancelled.
 	ctx, cancel := context.WithCancel(ctx)
@@ -154,7 +166,7 @@ func (t *registryTarget) push(ctx context.Context, resolver remotes.Resolver, re
 		return true, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("pushing %s to %s: %w", desc.Digest, t.name, sentence(err))
+		return false, fmt.Errorf("pushing %s to %s: %w", desc.Digest, t.name, t.sentence(err))
 	}
 	defer func() {
 		if cerr := w.Close(); err == nil && cerr != nil && !errors.Is(cerr, io.ErrClosedPipe) {
@@ -167,7 +179,7 @@ func (t *registryTarget) push(ctx context.Context, resolver remotes.Resolver, re
 		return false, err
 	}
 	if err := content.Copy(ctx, w, r, desc.Size, desc.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
-		return false, fmt.Errorf("pushing %s to %s: %w", desc.Digest, t.name, sentence(err))
+		return false, fmt.Errorf("pushing %s to %s: %w", desc.Digest, t.name, t.sentence(err))
 	}
 	return false, nil
 }
@@ -208,6 +220,39 @@ func (r *reopened) Close() error {
 	return err
 }
 
+// find implements finder. It asks the hosts that serve pulls, so what it says of
+// the target is a guess; the push asks again.
+func (t *registryTarget) find(ctx context.Context, desc ocispec.Descriptor, repos []string) (string, bool) {
+	if t.has(ctx, t.repository(), desc) {
+		return "", true
+	}
+	for _, r := range repos {
+		repo, ok := strings.CutPrefix(r, t.host+"/")
+		if ok && repo != t.repo && t.has(ctx, r, desc) {
+			return repo, true
+		}
+	}
+	return "", false
+}
+
+// has asks a repository for a blob without taking it.
+func (t *registryTarget) has(ctx context.Context, repo string, desc ocispec.Descriptor) bool {
+	f, err := t.resolver.Fetcher(ctx, repo+"@"+desc.Digest.String())
+	if err != nil {
+		return false
+	}
+	byDigest, ok := f.(remotes.FetcherByDigest)
+	if !ok {
+		return false
+	}
+	// Only the HEAD is done: the body would come with the first Read.
+	rc, got, err := byDigest.FetchByDigest(ctx, desc.Digest, remotes.WithMediaType(desc.MediaType))
+	if err != nil {
+		return false
+	}
+	return rc.Close() == nil && got.Size == desc.Size
+}
+
 // mountable adds to desc the hint by which the pusher asks the registry to
 // mount the blob from the source's repository.
 func mountable(desc ocispec.Descriptor, src Source, dst Target) ocispec.Descriptor {
@@ -216,21 +261,19 @@ func mountable(desc ocispec.Descriptor, src Source, dst Target) ocispec.Descript
 	if !ok || !isRegistry {
 		return desc
 	}
-	host, repo := from.Origin()
-	if host == to.host {
-		name := (&url.URL{Host: host}).Hostname() // the pusher looks for it without a port
-		desc.Annotations = map[string]string{labels.LabelDistributionSource + "." + name: repo}
+	if host, repo := from.Origin(); host == to.host {
+		return to.mountFrom(desc, repo)
 	}
 	return desc
 }
 
-// sentence makes the resolver's errors say what to do.
-func sentence(err error) error {
-	switch {
-	case errdefs.IsNotFound(err):
-		return fmt.Errorf("%w; check the name and the tag", err)
-	case errors.Is(err, docker.ErrInvalidAuthorization), errdefs.IsUnauthorized(err):
-		return fmt.Errorf("%w; log in with docker login, or check its credentials", err)
+// mountFrom adds the hint for a repository of this registry; of none when repo
+// is empty.
+func (t *registryTarget) mountFrom(desc ocispec.Descriptor, repo string) ocispec.Descriptor {
+	if repo == "" {
+		return desc
 	}
-	return err
+	name := (&url.URL{Host: t.host}).Hostname() // the pusher looks for it without a port
+	desc.Annotations = map[string]string{labels.LabelDistributionSource + "." + name: repo}
+	return desc
 }

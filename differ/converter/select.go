@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -18,8 +19,14 @@ type image struct {
 	desc      ocispec.Descriptor
 	manifest  ocispec.Manifest
 	config    ocispec.Image
+	raw       []byte // of the manifest
 	rawConfig []byte
 	platform  ocispec.Platform
+	// entry holds what the index said of it: annotations and the artifact type.
+	entry ocispec.Descriptor
+	// tar: the target gets the tar image as well.
+	tar          bool
+	attestations []attestation
 }
 
 // maxDepth bounds indexes inside indexes, maxEntries the entries of one.
@@ -32,79 +39,123 @@ const (
 type candidate struct {
 	desc     ocispec.Descriptor
 	platform *ocispec.Platform
+	inIndex  bool
+}
+
+// found is what an index leads to.
+type found struct {
+	images       []candidate
+	attestations []attestation
+	skipped      []string
 }
 
 // selectImages returns the images to convert and the names of what is none.
 func (c *conversion) selectImages(ctx context.Context, root ocispec.Descriptor) ([]*image, []string, error) {
-	cands, skipped, err := c.candidates(ctx, root, 0)
+	all := &found{}
+	if err := c.candidates(ctx, root, 0, all); err != nil {
+		return nil, nil, err
+	}
+	imgs, err := c.choose(ctx, all)
 	if err != nil {
 		return nil, nil, err
 	}
-	if c.opts.AllPlatforms {
-		var imgs []*image
-		for _, cand := range cands {
-			if cand.platform != nil && cand.platform.OS != "linux" {
-				skipped = append(skipped, platforms.Format(*cand.platform))
-				continue
+	for _, img := range imgs {
+		img.tar = c.opts.Output == Index && !slices.ContainsFunc(img.manifest.Layers, func(l ocispec.Descriptor) bool { return isNative(l.MediaType) })
+		for _, a := range all.attestations {
+			if a.of == img.desc.Digest {
+				img.attestations = append(img.attestations, a)
 			}
-			img, err := c.load(ctx, cand)
-			if err != nil {
-				return nil, nil, err
-			}
-			imgs = append(imgs, img)
-		}
-		if len(imgs) == 0 {
-			return nil, nil, fmt.Errorf("%s holds no Linux image", c.src)
-		}
-		return imgs, skipped, nil
-	}
-	var imgs []*image
-	for _, p := range c.opts.Platforms {
-		img, err := c.best(ctx, cands, p)
-		if err != nil {
-			return nil, nil, err
-		}
-		if !slices.ContainsFunc(imgs, func(i *image) bool { return i.desc.Digest == img.desc.Digest }) {
-			imgs = append(imgs, img)
 		}
 	}
-	return imgs, nil, nil
+	if !c.opts.AllPlatforms {
+		all.skipped = nil // nobody asked for them
+	}
+	return imgs, all.skipped, nil
 }
 
-// candidates lists the image manifests that root leads to.
-func (c *conversion) candidates(ctx context.Context, root ocispec.Descriptor, depth int) (cands []candidate, skipped []string, err error) {
+// choose loads the images that the options ask for.
+func (c *conversion) choose(ctx context.Context, all *found) ([]*image, error) {
+	var imgs []*image
+	if !c.opts.AllPlatforms {
+		for _, p := range c.opts.Platforms {
+			img, err := c.best(ctx, all.images, p)
+			if err != nil {
+				return nil, err
+			}
+			if !slices.ContainsFunc(imgs, func(i *image) bool { return i.desc.Digest == img.desc.Digest }) {
+				imgs = append(imgs, img)
+			}
+		}
+		return imgs, nil
+	}
+	for _, cand := range all.images {
+		if cand.platform != nil && cand.platform.OS != "linux" {
+			all.skipped = append(all.skipped, platforms.Format(*cand.platform))
+			continue
+		}
+		if all.hasTarOf(cand) {
+			continue
+		}
+		img, err := c.load(ctx, cand)
+		if err != nil {
+			return nil, err
+		}
+		imgs = append(imgs, img)
+	}
+	if len(imgs) == 0 {
+		return nil, fmt.Errorf("%s holds no Linux image", c.src)
+	}
+	return imgs, nil
+}
+
+// hasTarOf reports whether cand is the EROFS image of an index that also holds
+// the tar image of the same platform, from which it was made.
+func (f *found) hasTarOf(cand candidate) bool {
+	if cand.platform == nil || !slices.Contains(cand.platform.OSFeatures, osFeature) {
+		return false
+	}
+	want := plain(*cand.platform)
+	return slices.ContainsFunc(f.images, func(o candidate) bool {
+		return o.platform != nil && !slices.Contains(o.platform.OSFeatures, osFeature) &&
+			platforms.FormatAll(plain(*o.platform)) == platforms.FormatAll(want)
+	})
+}
+
+// candidates lists what root leads to.
+func (c *conversion) candidates(ctx context.Context, root ocispec.Descriptor, depth int, all *found) error {
 	if images.IsManifestType(root.MediaType) {
-		return []candidate{{desc: root, platform: root.Platform}}, nil, nil
+		all.images = append(all.images, candidate{desc: root, platform: root.Platform, inIndex: depth > 0})
+		return nil
 	}
 	if !images.IsIndexType(root.MediaType) || depth == maxDepth {
-		return nil, nil, fmt.Errorf("%s: %s is a %q, which is no image", c.src, root.Digest, root.MediaType)
+		return fmt.Errorf("%s: %s is a %q, which is no image", c.src, root.Digest, root.MediaType)
 	}
 	raw, err := c.readJSON(ctx, root)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	var idx ocispec.Index
 	if err := json.Unmarshal(raw, &idx); err != nil {
-		return nil, nil, fmt.Errorf("index %s is not JSON: %w", root.Digest, err)
+		return fmt.Errorf("index %s is not JSON: %w", root.Digest, err)
 	}
 	if len(idx.Manifests) > maxEntries {
-		return nil, nil, fmt.Errorf("index %s has %d entries; at most %d are read", root.Digest, len(idx.Manifests), maxEntries)
+		return fmt.Errorf("index %s has %d entries; at most %d are read", root.Digest, len(idx.Manifests), maxEntries)
 	}
 	for _, m := range idx.Manifests {
-		// Build records name the platform "unknown/unknown" and speak about
-		// manifests that the new image no longer has.
-		isImage := images.IsManifestType(m.MediaType) || images.IsIndexType(m.MediaType)
-		if !isImage || m.ArtifactType != "" || (m.Platform != nil && m.Platform.OS == "unknown") {
-			skipped = append(skipped, m.Digest.String())
+		if a, ok := attestationOf(m); ok {
+			all.attestations = append(all.attestations, a)
 			continue
 		}
-		more, skip, err := c.candidates(ctx, m, depth+1)
-		if err != nil {
-			return nil, nil, err
+		isImage := images.IsManifestType(m.MediaType) || images.IsIndexType(m.MediaType)
+		if !isImage || m.ArtifactType != "" || (m.Platform != nil && m.Platform.OS == "unknown") {
+			all.skipped = append(all.skipped, m.Digest.String())
+			continue
 		}
-		cands, skipped = append(cands, more...), append(skipped, skip...)
+		if err := c.candidates(ctx, m, depth+1, all); err != nil {
+			return err
+		}
 	}
-	return cands, skipped, nil
+	return nil
 }
 
 // best returns the candidate that suits p best, as containerd would choose.
@@ -133,7 +184,8 @@ func (c *conversion) best(ctx context.Context, cands []candidate, p ocispec.Plat
 		}
 	}
 	if found == nil {
-		return nil, fmt.Errorf("%s has no image for %s; it has %s", c.src, platforms.Format(p), strings.Join(have, ", "))
+		text := fmt.Sprintf("%s has no image for %s; it has %s", c.src, platforms.Format(p), strings.Join(have, ", "))
+		return nil, &failure{text, ErrPlatform, errdefs.ErrNotFound}
 	}
 	return found, nil
 }
@@ -148,10 +200,14 @@ func plain(p ocispec.Platform) ocispec.Platform {
 // load reads a manifest and its config and checks that they fit together.
 func (c *conversion) load(ctx context.Context, cand candidate) (*image, error) {
 	img := &image{desc: cand.desc}
+	if cand.inIndex {
+		img.entry = cand.desc
+	}
 	raw, err := c.readJSON(ctx, cand.desc)
 	if err != nil {
 		return nil, err
 	}
+	img.raw = raw
 	if err := json.Unmarshal(raw, &img.manifest); err != nil {
 		return nil, fmt.Errorf("manifest %s is not JSON: %w", cand.desc.Digest, err)
 	}

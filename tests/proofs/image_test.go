@@ -87,7 +87,7 @@ func (s *shop) build(recipe testenv.Recipe) *testenv.Image {
 func (s *shop) convert(img *testenv.Image, tag string, form form) *image {
 	s.t.Helper()
 	name := "app:" + tag
-	args := []string{"convert", "--quiet", "--plain-http", "oci:" + img.Dir + ":latest", s.Addr() + "/" + name}
+	args := []string{"convert", "--quiet", "--plain-http", "--work-dir", s.t.TempDir(), "oci:" + img.Dir + ":latest", s.Addr() + "/" + name}
 	if form == raw {
 		args = append(args, "--raw")
 	}

@@ -36,6 +36,9 @@ func Line(layer digest.Digest, r *converter.LayerResult) string {
 	if r.Reused {
 		what = "native already, " + units.HumanSize(float64(r.Size))
 	}
+	if r.Resumed {
+		what += ", converted earlier"
+	}
 	if r.Existed {
 		what += ", was there"
 	}
