@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"slices"
 	"sync"
 	"time"
@@ -239,8 +240,8 @@ func (l *Layer) read(b *batch, calls []*call) (map[int]error, error) {
 // image data into the data file.
 func (l *Layer) take(ctx context.Context, i int, r io.Reader) error {
 	c := l.plan.Data.At(i)
-	stored := l.buffer(c.Blob.Len)
-	defer l.recycle(stored)
+	stored := buffer(c.Blob.Len)
+	defer recycle(stored)
 	if _, err := io.ReadFull(r, *stored); err != nil {
 		return fmt.Errorf("reading stored bytes [%d, %d): %w", c.Blob.Off, c.Blob.End(), err)
 	}
@@ -250,8 +251,8 @@ func (l *Layer) take(ctx context.Context, i int, r io.Reader) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	data := l.buffer(c.Data.Len + decodeSlack)
-	defer l.recycle(data)
+	data := buffer(c.Data.Len + decodeSlack)
+	defer recycle(data)
 	decoded, err := l.plan.Decode((*data)[:0], *stored, c)
 	if err != nil {
 		return fmt.Errorf("decoding chunk %d of layer %s: %w", i, l.id, err)
@@ -266,18 +267,32 @@ const (
 	maxPooled = 4 << 20
 )
 
+// pools hold the buffers of all layers, pools[k] those of 1<<k bytes and the slack:
+// a layer that nobody reads from keeps none, and a short buffer is not handed out
+// and thrown away where a long one is needed.
+var pools [bits.UintSize]sync.Pool // *[]byte
+
+// class returns the k of the shortest buffers that hold n bytes.
+func class(n int64) int { return bits.Len64(uint64(max(n-decodeSlack, 1) - 1)) }
+
 // buffer returns n bytes with any contents.
-func (l *Layer) buffer(n int64) *[]byte {
-	if p, ok := l.bufs.Get().(*[]byte); ok && int64(cap(*p)) >= n {
-		*p = (*p)[:n]
-		return p
+func buffer(n int64) *[]byte {
+	k := class(n)
+	if n <= maxPooled+decodeSlack {
+		if p, ok := pools[k].Get().(*[]byte); ok {
+			*p = (*p)[:n]
+			return p
+		}
+		b := make([]byte, n, 1<<k+decodeSlack)
+		return &b
 	}
 	b := make([]byte, n)
 	return &b
 }
 
-func (l *Layer) recycle(p *[]byte) {
-	if cap(*p) <= maxPooled {
-		l.bufs.Put(p)
+// recycle takes back what buffer made.
+func recycle(p *[]byte) {
+	if n := int64(cap(*p)); n <= maxPooled+decodeSlack {
+		pools[class(n)].Put(p)
 	}
 }

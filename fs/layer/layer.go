@@ -60,7 +60,6 @@ type Layer struct {
 	file  *cache.File
 	meta  *os.File
 	slots Slots
-	bufs  sync.Pool // *[]byte
 
 	trace    func(Event)
 	finished func(error)
