@@ -30,6 +30,7 @@ IMAGE     ?=
 CMD       ?=
 HOSTS_DIR ?=
 VM        ?=
+BENCH     ?= starts
 
 .DEFAULT_GOAL := help
 .PHONY: help build test ci lint fuzz demo tools bench vm deps containerd clean
@@ -50,8 +51,7 @@ ci: lint ## what CI runs: lint, tests with -race, 20 s of every fuzz target
 	$(MAKE) test TESTFLAGS=-race
 	tests/tools/fuzz.sh 20s
 
-lint: $(GOLANGCI) ## run golangci-lint as .golangci.yml says, and look at go.mod
-	$(GO) mod tidy -diff
+lint: $(GOLANGCI) ## run golangci-lint as .golangci.yml says
 	$(GOLANGCI) run ./...
 
 fuzz: ## fuzz every target in turn for FUZZTIME (10m)
@@ -60,8 +60,8 @@ fuzz: ## fuzz every target in turn for FUZZTIME (10m)
 demo: deps containerd build ## cold start, overlayfs against lazyerofs; IMAGE=... CMD='...' for any image
 	$(GO) run ./tests/demo $(if $(IMAGE),-image '$(IMAGE)') $(if $(HOSTS_DIR),-hosts-dir '$(HOSTS_DIR)') -- $(CMD)
 
-bench: deps containerd build ## cold start figures, medians of 5 runs, into tests/bench/results
-	$(GO) run ./tests/bench
+bench: deps containerd build ## medians of 5 runs into tests/bench/results; BENCH=starts, drivers or memory
+	$(GO) run ./tests/bench $(BENCH)
 
 vm: ## run tests in the kernels of tests/vm/guests.go, or in those of VM='NAME ...'
 	@tests/tools/apt-install.sh $(APT_VM_PACKAGES)

@@ -7,154 +7,74 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
-	"time"
-
-	"golang.org/x/sys/unix"
-
-	"github.com/lazyerofs/lazyerofs/tests/coldstart"
-	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
-// systems are compared in this order; ratios are against the first.
-var systems = []coldstart.System{coldstart.Overlayfs(), coldstart.Lazyerofs()}
+// resultsDir is where results go unless a flag says otherwise.
+var resultsDir = filepath.Join("tests", "bench", "results")
 
-// recipes are the images, each with its workload.
-var recipes = map[string]func(context.Context) (testenv.Recipe, error){
-	"python": testenv.Python,
-	"go":     testenv.GoToolchain,
-	"node":   testenv.Node,
-}
+const usage = `Usage: bench [starts|drivers|memory] [flags]
 
-// lines are what lies between the host and the registry.
-var lines = map[string]testenv.Profile{
-	"lan": {RTT: 10 * time.Millisecond, BytesPerSecond: 100_000_000},
-	"wan": {RTT: 50 * time.Millisecond, BytesPerSecond: 12_000_000},
-}
+  starts    cold starts of images, lazyerofs against overlayfs (the default)
+  drivers   reads through each driver, cold, resident and complete, against a
+            plain mount of the same image
+  memory    the daemon's memory with many layers mounted
 
-type options struct {
-	images, lines []string
-	rounds        int
-	out           string
-}
+Examples:
+
+  go run ./tests/bench                                  every image over every line
+  go run ./tests/bench -images go -lines lan -rounds 9  one of them, more often
+  go run ./tests/bench drivers                          every driver that works here
+  go run ./tests/bench drivers -drivers fanotify -work random-8,exec
+  go run ./tests/bench memory -layers 100 -files 10000
+
+"bench drivers -h" and the like list the flags. All of it needs root and what
+"make deps containerd build" brings, empties the machine's caches, and wants a
+machine that does nothing else.
+`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout)
+	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout)
 	stop()
-	if err != nil {
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func parse(args []string) (options, error) {
-	var o options
-	var images, profiles string
-	f := flag.NewFlagSet("bench", flag.ContinueOnError)
-	f.StringVar(&images, "images", "python,go,node", "of python, go, node")
-	f.StringVar(&profiles, "lines", "lan,wan", "of lan (10 ms, 100 MB/s), wan (50 ms, 12 MB/s)")
-	f.IntVar(&o.rounds, "rounds", 5, "cold starts of each system, image and line")
-	f.StringVar(&o.out, "out", filepath.Join("tests", "bench", "results"), "directory for the JSON result")
-	if err := f.Parse(args); err != nil {
-		return o, err
+// run does what the first argument names; without a name it measures starts.
+func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
+	verb := "starts"
+	if len(args) > 0 && (args[0] == "" || args[0][0] != '-') {
+		verb, args = args[0], args[1:]
+	} else if len(args) > 0 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help") {
+		verb = "help"
 	}
-	o.images, o.lines = strings.Split(images, ","), strings.Split(profiles, ",")
-	for _, i := range o.images {
-		if recipes[i] == nil {
-			return o, fmt.Errorf("no image named %q; there are python, go and node", i)
-		}
+	switch verb {
+	case "starts":
+		return runStarts(ctx, args, out)
+	case "drivers":
+		return runDrivers(ctx, args, out)
+	case "memory":
+		return runMemory(ctx, args, out)
+	case readerVerb:
+		return serveJob(ctx, in, out)
+	case "help":
+		fmt.Fprint(out, usage)
+		return nil
 	}
-	for _, l := range o.lines {
-		if _, ok := lines[l]; !ok {
-			return o, fmt.Errorf("no line named %q; there are lan and wan", l)
-		}
-	}
-	if o.rounds < 1 {
-		return o, fmt.Errorf("%d rounds give no median", o.rounds)
-	}
-	return o, nil
+	return fmt.Errorf("no bench named %q; there are starts, drivers and memory", verb)
 }
 
-func run(ctx context.Context, args []string, out io.Writer) error {
-	o, err := parse(args)
-	if err != nil {
-		return err
+// flags returns an empty set for the named bench that explains itself.
+func flags(verb string) *flag.FlagSet {
+	f := flag.NewFlagSet("bench "+verb, flag.ContinueOnError)
+	f.Usage = func() {
+		fmt.Fprintf(f.Output(), "%s\nFlags of %s:\n", usage, verb)
+		f.PrintDefaults()
 	}
-	report, err := newReport()
-	if err != nil {
-		return err
-	}
-	for _, image := range o.images {
-		for _, line := range o.lines {
-			fmt.Fprintf(out, "%s over %s\n", image, lines[line])
-			runs, size, err := measure(ctx, image, lines[line], o.rounds, out)
-			if err != nil {
-				return err
-			}
-			report.add(image, line, size, runs)
-		}
-	}
-	fmt.Fprint(out, report.table())
-	return report.write(o.out)
-}
-
-// measure returns the results of every system, by name, and the image's size as
-// tar layers.
-func measure(ctx context.Context, name string, p testenv.Profile, rounds int, out io.Writer) (_ map[string][]coldstart.Result, size int64, err error) {
-	dir, err := os.MkdirTemp("/var/tmp", "lazyerofs-bench-")
-	if err != nil {
-		return nil, 0, fmt.Errorf("making a directory for the bench: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	bed, err := coldstart.NewBed(dir, p)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer func() { err = errors.Join(err, bed.Close()) }()
-	recipe, err := recipes[name](ctx)
-	if err != nil {
-		return nil, 0, err
-	}
-	image, err := recipe.Build(ctx, func(layer string) { fmt.Fprintln(out, "building the layer:", layer) })
-	if err != nil {
-		return nil, 0, err
-	}
-	if err := publish(ctx, bed, image); err != nil {
-		return nil, 0, err
-	}
-	runs := make(map[string][]coldstart.Result)
-	for round := range rounds {
-		for _, s := range systems {
-			r, err := bed.Measure(ctx, s, image.Name, image.Ready)
-			if err != nil {
-				return nil, 0, err
-			}
-			fmt.Fprintf(out, "  %d/%d %-10s %6.2f s, %.1f MB in %d requests\n", round+1, rounds, s.Name(), r.Ready().Seconds(), float64(r.Received)/1e6, r.Requests)
-			runs[s.Name()] = append(runs[s.Name()], r)
-		}
-	}
-	return runs, image.Size(), nil
-}
-
-// publish puts both forms of the image into the bed's registry.
-func publish(ctx context.Context, bed *coldstart.Bed, image *testenv.Image) error {
-	to := bed.Registry.Addr() + "/" + image.Name + ":"
-	if err := image.Push(ctx, to+coldstart.TagTar); err != nil {
-		return err
-	}
-	path, err := testenv.Tool("lazyerofs")
-	if err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, path, "convert", "--quiet", "--work-dir", bed.Dir, to+coldstart.TagTar, to+coldstart.TagLazy)
-	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("lazyerofs convert: %w: %s", err, out)
-	}
-	return nil
+	return f
 }

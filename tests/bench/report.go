@@ -2,28 +2,17 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
-	"strings"
 	"text/tabwriter"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/tests/coldstart"
 )
 
 // report is what one run of the bench found, as it is written to disk.
 type report struct {
-	Date   time.Time `json:"date"`
-	Kernel string    `json:"kernel"`
-	CPUs   int       `json:"cpus"`
-	Go     string    `json:"go"`
-	Rows   []row     `json:"rows"`
+	machine
+	Rows []row `json:"rows"`
 }
 
 // row is one system on one image over one line. Times are medians in
@@ -45,16 +34,8 @@ type row struct {
 }
 
 func newReport() (*report, error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return nil, fmt.Errorf("asking for the kernel's version: %w", err)
-	}
-	return &report{
-		Date:   time.Now().UTC().Truncate(time.Second),
-		Kernel: unix.ByteSliceToString(u.Release[:]),
-		CPUs:   runtime.NumCPU(),
-		Go:     runtime.Version(),
-	}, nil
+	m, err := newMachine()
+	return &report{machine: m}, err
 }
 
 // add takes the results of all systems on one image and line.
@@ -108,16 +89,8 @@ func (r *report) table() string {
 
 // write stores the report under its date.
 func (r *report) write(dir string) error {
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encoding the results: %w", err)
+	if err := r.noteLoad(); err != nil {
+		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("storing the results: %w", err)
-	}
-	name := strings.ReplaceAll(r.Date.Format(time.RFC3339), ":", "") + ".json"
-	if err := os.WriteFile(filepath.Join(dir, name), append(data, '\n'), 0o644); err != nil {
-		return fmt.Errorf("storing the results: %w", err)
-	}
-	return nil
+	return store(dir, r.Date, "", r)
 }

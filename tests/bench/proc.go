@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// child returns the one child of a supervisor.
+func child(pid int) (int, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return 0, fmt.Errorf("finding the daemon: %w", err)
+	}
+	if all := strings.Fields(string(b)); len(all) == 1 {
+		return strconv.Atoi(all[0])
+	}
+	// The supervisor may have started it from another thread.
+	var found []int
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		return 0, fmt.Errorf("finding the daemon: %w", err)
+	}
+	for _, t := range threads {
+		b, err := os.ReadFile(t)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, f := range strings.Fields(string(b)) {
+			n, err := strconv.Atoi(f)
+			if err != nil {
+				return 0, fmt.Errorf("finding the daemon: %w", err)
+			}
+			found = append(found, n)
+		}
+	}
+	if len(found) != 1 {
+		return 0, fmt.Errorf("finding the daemon: process %d has the children %d", pid, found)
+	}
+	return found[0], nil
+}
+
+// memoryOf reads the sizes of a process.
+func memoryOf(pid int) (memoryRow, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return memoryRow{}, fmt.Errorf("reading the size of the daemon: %w", err)
+	}
+	return parseStatus(string(b))
+}
+
+func parseStatus(status string) (memoryRow, error) {
+	var row memoryRow
+	fields := map[string]*int{"VmRSS": &row.Resident, "VmHWM": &row.Peak, "RssAnon": &row.Anon}
+	for line := range strings.Lines(status) {
+		key, value, _ := strings.Cut(line, ":")
+		to := fields[key]
+		if to == nil {
+			continue
+		}
+		n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(value), " kB"))
+		if err != nil {
+			return row, fmt.Errorf("reading %s: %w", key, err)
+		}
+		*to = n
+		delete(fields, key)
+	}
+	if len(fields) > 0 {
+		return row, errors.New("the status of the daemon does not give its size")
+	}
+	return row, nil
+}
+
+// heap stores the heap profile of the daemon whose metrics are at socket.
+func heap(ctx context.Context, socket, file string) error {
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon/debug/pprof/heap", nil)
+	if err != nil {
+		return fmt.Errorf("asking for a heap profile: %w", err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("asking for a heap profile: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("asking for a heap profile: %s", resp.Status)
+	}
+	out, err := os.Create(file)
+	if err != nil {
+		return fmt.Errorf("storing a heap profile: %w", err)
+	}
+	_, err = io.Copy(out, resp.Body)
+	return errors.Join(err, out.Close())
+}
