@@ -7,8 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
-	"os"
-	"path/filepath"
 	"time"
 
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
@@ -47,7 +45,7 @@ func (d *daemon) run(ctx context.Context) error {
 }
 
 func (d *daemon) serve(ctx context.Context) error {
-	listener, err := listenUnix(ctx, d.c.Address)
+	listener, err := d.listen(ctx)
 	if err != nil {
 		return err
 	}
@@ -120,35 +118,6 @@ func passNamespace(ctx context.Context) context.Context {
 		return namespaces.WithNamespace(ctx, ns)
 	}
 	return ctx
-}
-
-// listenUnix listens at path, in place of a socket that nobody serves any more.
-// The lock of the root says that this is no other daemon's.
-func listenUnix(ctx context.Context, path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("creating the directory of the socket: %w", err)
-	}
-	if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path); err == nil {
-		return nil, errors.Join(fmt.Errorf("%s is served by another process, stop it or choose another --address", path), conn.Close())
-	}
-	st, err := os.Lstat(path)
-	if err == nil && st.Mode().Type() != os.ModeSocket {
-		return nil, fmt.Errorf("%s exists and is no socket, remove it or choose another address", path)
-	}
-	if err == nil {
-		err = os.Remove(path)
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("removing an old socket: %w", err)
-	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listening for containerd: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("protecting the socket: %w", err), l.Close())
-	}
-	return l, nil
 }
 
 // serveMetrics serves metrics, and profiles when asked to, until ctx ends.

@@ -42,6 +42,7 @@ type inheritance driver.Inheritance
 type daemon struct {
 	c       config
 	notify  *fdstore.Store // nil without a keeper
+	left    inheritance
 	metrics *prometheus.Registry
 	servers []driver.Server
 	files   *fs.FS
@@ -71,7 +72,7 @@ const readAheadKB = 256
 
 // wire puts the parts together. Nothing is fetched and nothing served yet.
 func wire(ctx context.Context, c config, notify *fdstore.Store, left inheritance) (_ *daemon, err error) {
-	d := &daemon{c: c, notify: notify, metrics: prometheus.NewRegistry()}
+	d := &daemon{c: c, notify: notify, left: left, metrics: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.end(context.WithoutCancel(ctx)))

@@ -19,6 +19,11 @@ import (
 // has its environment, and Go runs nothing between fork and exec.
 const ListenPPID = "LAZYEROFS_LISTEN_PPID"
 
+// ListenerName is the name under which a listening socket is kept, and under which a
+// service manager's socket unit hands one over (FileDescriptorName=). It guards no
+// mount, so a keeper need not stay for it.
+const ListenerName = "listener"
+
 // keeperTimeout bounds the wait for a keeper. Ours answers in microseconds,
 // systemd in milliseconds; one that needs longer is stopped or dead.
 const keeperTimeout = 10 * time.Second

@@ -112,7 +112,7 @@ func (s *supervisor) loop(ctx context.Context, signals <-chan os.Signal) error {
 	cancelled := ctx.Done()
 	for {
 		if s.child == nil && s.restart == nil && s.stopping {
-			if len(s.shelf.items) == 0 {
+			if s.shelf.guards() == 0 {
 				return nil
 			}
 			s.hold(ctx)
@@ -154,7 +154,7 @@ func (s *supervisor) hold(ctx context.Context) {
 	s.stopping = false // the loop now waits for a signal
 	_, names := s.shelf.fds()
 	text := fmt.Sprintf("stopped, but %d stored descriptors guard mounted layers; "+
-		"send SIGHUP to start the daemon again", len(s.shelf.items))
+		"send SIGHUP to start the daemon again", s.shelf.guards())
 	log.G(ctx).WithField("names", names).Warn(text)
 	s.outer(ctx, fdstore.Message{Status: text})
 }
@@ -204,7 +204,7 @@ func (s *supervisor) reap(ctx context.Context, status unix.WaitStatus) error {
 		s.again = false
 		s.restart = time.After(0)
 		return nil
-	case !s.everReady && len(s.shelf.items) == 0 && status.Exited() && status.ExitStatus() != 0:
+	case !s.everReady && s.shelf.guards() == 0 && status.Exited() && status.ExitStatus() != 0:
 		return fmt.Errorf("%s: exit status %d: %w", s.path, status.ExitStatus(), ErrNeverReady)
 	}
 	if s.ready {

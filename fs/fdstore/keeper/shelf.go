@@ -59,6 +59,16 @@ func (s *shelf) remove(name string) error {
 	return errors.Join(errs...)
 }
 
+// guards counts what is stored and guards mounts: everything but listeners.
+func (s *shelf) guards() (n int) {
+	for _, it := range s.items {
+		if it.name != fdstore.ListenerName {
+			n++
+		}
+	}
+	return n
+}
+
 // fds returns the descriptors in order and their names joined as LISTEN_FDNAMES.
 func (s *shelf) fds() (fds []uintptr, names string) {
 	list := make([]string, len(s.items))
