@@ -31,9 +31,11 @@ CMD       ?=
 HOSTS_DIR ?=
 VM        ?=
 BENCH     ?= starts
+N         ?= 1000
+DRIVER    ?= fanotify
 
 .DEFAULT_GOAL := help
-.PHONY: help build test ci lint fuzz demo tools bench vm deps containerd clean
+.PHONY: help build test ci lint fuzz crash demo tools bench vm deps containerd clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +58,9 @@ lint: $(GOLANGCI) ## run golangci-lint as .golangci.yml says
 
 fuzz: ## fuzz every target in turn for FUZZTIME (10m)
 	tests/tools/fuzz.sh $(FUZZTIME)
+
+crash: deps build ## kill the daemon N times (1000) under readers that compare every byte; DRIVER=... for another driver
+	$(GO) test -count=1 -timeout 0 -v -run '^TestKilledUnderReaders$$' ./tests/crash -args -n $(N) -driver $(DRIVER)
 
 demo: deps containerd build ## cold start, overlayfs against lazyerofs; IMAGE=... CMD='...' for any image
 	$(GO) run ./tests/demo $(if $(IMAGE),-image '$(IMAGE)') $(if $(HOSTS_DIR),-hosts-dir '$(HOSTS_DIR)') -- $(CMD)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
@@ -17,9 +18,11 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore/keeper"
+	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
-// The test binary is the supervisor and the daemon too: roleEnv says which.
+// The test binary is the supervisor, the daemon and the readers too: roleEnv says
+// which.
 const (
 	roleEnv = "CRASH_TEST_ROLE"
 	dirEnv  = "CRASH_TEST_DIR" // holds the data file and the mount point
@@ -35,8 +38,10 @@ func TestMain(m *testing.M) {
 		err = keeper.Run(context.Background(), []string{"/proc/self/exe"}, keeper.Options{Dir: os.TempDir()})
 	case "daemon":
 		err = daemon(os.Getenv(dirEnv))
+	case "reader":
+		err = reader(os.Getenv(dirEnv), os.Getenv(truthEnv))
 	default:
-		drivertest.Main(m)
+		goleak.VerifyTestMain(m, testenv.IgnoreRegistry())
 		return
 	}
 	if err != nil {

@@ -40,6 +40,7 @@ type Driver struct {
 	owned    sync.WaitGroup // watchers of completion and of superblocks
 
 	hits, misses, denied atomic.Uint64
+	denials              *driver.Denials
 
 	mu        sync.Mutex
 	started   bool
@@ -66,6 +67,7 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 		stopping: make(chan struct{}),
 		mounts:   map[*mount]struct{}{},
 		settled:  true,
+		denials:  driver.NewDenials(),
 	}
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	d.table.Store(&map[key]*guard{})

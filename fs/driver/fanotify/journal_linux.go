@@ -107,6 +107,25 @@ func readJournal(f *os.File) (list []owed, size int64, err error) {
 	return list, size, err
 }
 
+// Taken is an event that a daemon took and has not answered.
+type Taken struct {
+	FD, PID int32 // number in the daemon, process that reads
+	Off, N  int64 // bytes of the data file
+}
+
+// ReadJournal returns the events in the journal f, a descriptor kept as
+// JournalName, as they are at this moment. It disturbs nobody.
+func ReadJournal(f *os.File) ([]Taken, error) {
+	list, _, err := readJournal(f)
+	var taken []Taken
+	for _, o := range list {
+		if o.fd != noFD {
+			taken = append(taken, Taken{FD: o.fd, PID: o.pid, Off: o.off, N: o.n})
+		}
+	}
+	return taken, err
+}
+
 // taken counts the slots that hold an event.
 func (j *journal) taken() (n int) {
 	for i := range j.slots {

@@ -112,7 +112,8 @@ func (d *Driver) discharge(r *recovery, due *debt, why error) {
 	errno := driver.Errno(why)
 	var out unix.FanotifyResponse
 	if why != nil {
-		log.G(d.ctx).WithError(why).Warn("fanotify: denying a read that the predecessor had taken")
+		ev, _, err := next(due.slots[0].event())
+		d.denials.Note(d.ctx, "", ev.off, ev.n, errors.Join(why, err))
 	}
 	for _, s := range due.slots {
 		d.count(why)

@@ -179,11 +179,11 @@ func (d *Driver) finish(s *slot, g *guard, ev *event, err error) {
 		}
 		return
 	}
-	entry := log.G(d.ctx).WithError(err)
+	id := ""
 	if g != nil {
-		entry = entry.WithField("layer", g.id)
+		id = g.id
 	}
-	entry.Warnf("denying a read of [%d, +%d)", ev.off, ev.n)
+	d.denials.Note(d.ctx, id, ev.off, ev.n, err)
 	d.deny(s, ev.fd, err)
 }
 
