@@ -1,10 +1,9 @@
 package crash
 
 import (
-	"errors"
+	"context"
 	"flag"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
+	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
 var (
@@ -39,6 +39,7 @@ type tally struct {
 
 	findings
 	begin    time.Time
+	told     int     // kills at the last line of progress
 	previous []int32 // numbers in the journal at the last kill
 	dead     int     // whom it killed
 }
@@ -66,6 +67,7 @@ func TestKilledUnderReaders(t *testing.T) {
 			}
 			w.strike(sum)
 			ended += r.ended()
+			w.progress(sum)
 		}
 		sum.add(r.wait())
 		require.Empty(t, sum.First, sum.String())
@@ -79,6 +81,14 @@ func TestKilledUnderReaders(t *testing.T) {
 		require.Positive(t, sum.reused, "no number would have come again")
 	}
 	require.Positive(t, sum.outages)
+}
+
+// progress writes a line now and then.
+func (w *world) progress(sum *tally) {
+	if sum.kills-sum.told >= 50 {
+		sum.told = sum.kills
+		w.Logf("%4d of %d kills, %d counted, %s", sum.kills, *kills, sum.counted, time.Since(sum.begin).Round(time.Second))
+	}
 }
 
 // lose makes the registry die for a while, as long as nothing goes on without it.
@@ -115,7 +125,7 @@ func (w *world) kill(sum *tally, pid int) {
 	w.Helper()
 	require.NoError(w, unix.Kill(pid, unix.SIGSTOP))
 	defer func() { _ = unix.Kill(pid, unix.SIGKILL) }() // also when the test fails
-	require.Eventually(w, func() bool { return stopped(pid) }, time.Minute, 100*time.Microsecond)
+	require.Eventually(w, func() bool { return testenv.Halted(pid) }, time.Minute, 100*time.Microsecond)
 	taken := w.taken()
 	if comesAgain(pid, sum.previous) {
 		sum.reused++
@@ -133,7 +143,7 @@ func (w *world) kill(sum *tally, pid int) {
 // that is free, and a higher one is in use.
 func comesAgain(pid int, numbers []int32) bool {
 	var reserved, others []int32
-	for fd, to := range descriptors(pid) {
+	for fd, to := range testenv.DescriptorsOf(pid) {
 		if strings.Contains(to, fanotify.JournalName) {
 			if slices.Contains(numbers, fd) {
 				reserved = append(reserved, fd)
@@ -142,96 +152,31 @@ func comesAgain(pid int, numbers []int32) bool {
 		}
 		others = append(others, fd)
 	}
-	return len(reserved) > 0 && slices.Min(reserved) < slices.Max(others)
-}
-
-// descriptors returns what the descriptors of a process are.
-func descriptors(pid int) map[int32]string {
-	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-	open := map[int32]string{}
-	for _, link := range links {
-		fd, numErr := strconv.ParseInt(filepath.Base(link), 10, 32)
-		if to, linkErr := os.Readlink(link); errors.Join(err, numErr, linkErr) == nil {
-			open[int32(fd)] = to
-		}
-	}
-	return open
+	return len(reserved) > 0 && len(others) > 0 && slices.Min(reserved) < slices.Max(others)
 }
 
 // child returns the daemon: the supervisor's child, other than old.
-func (w *world) child(old int) (pid int) {
+func (w *world) child(old int) int {
 	w.Helper()
-	require.Eventually(w, func() bool {
-		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", w.daemon.Pid()))
-		require.NoError(w, err)
-		for _, file := range tasks {
-			b, err := os.ReadFile(file)
-			if err != nil {
-				continue
-			}
-			n, err := strconv.Atoi(strings.TrimSpace(string(b)))
-			if err == nil && n != old && !strings.Contains(state(n), "Z") {
-				pid = n
-				return true
-			}
-		}
-		return false
-	}, time.Minute, time.Millisecond, "the supervisor has no child")
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.Context()), time.Minute)
+	defer cancel()
+	pid, err := w.daemon.Child(ctx, old)
+	require.NoError(w, err)
 	return pid
 }
 
-// state is the state of a process as proc(5) has it; empty when it is gone.
-func state(pid int) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return ""
-	}
-	_, rest, _ := strings.Cut(string(b), ") ")
-	first, _, _ := strings.Cut(rest, " ")
-	return first
-}
-
-// stopped reports whether no thread of the process runs any more. One that waits
-// in the kernel for another of them, as in a probe of fanotify, stays in D.
-func stopped(pid int) bool {
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-	if err != nil || len(tasks) == 0 {
-		return state(pid) == ""
-	}
-	for _, file := range tasks {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			continue
-		}
-		if _, rest, _ := strings.Cut(string(b), ") "); rest == "" || !strings.ContainsRune("TDZX", rune(rest[0])) {
-			return false
-		}
-	}
-	return true
-}
-
 // taken returns the numbers of the events that the daemon has taken and not
-// answered. They are in memory that the supervisor holds.
+// answered.
 func (w *world) taken() []int32 {
 	w.Helper()
 	if *driverName != fanotify.Name {
 		return waiting(w)
 	}
+	list, err := w.daemon.Taken()
+	require.NoError(w, err)
 	var fds []int32
-	for fd, to := range descriptors(w.daemon.Pid()) {
-		if !strings.Contains(to, "memfd:"+fanotify.JournalName) {
-			continue
-		}
-		f, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", w.daemon.Pid(), fd))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		require.NoError(w, err)
-		list, err := fanotify.ReadJournal(f)
-		require.NoError(w, errors.Join(err, f.Close()))
-		for _, t := range list {
-			fds = append(fds, t.FD)
-		}
+	for _, t := range list {
+		fds = append(fds, t.FD)
 	}
 	return fds
 }

@@ -153,12 +153,17 @@ func (w *world) convert(src, dst string) {
 // lazyerofs runs the command with our daemon.
 func (w *world) lazyerofs(verb string, args ...string) {
 	w.Helper()
+	out, err := w.try(verb, args...)
+	require.NoError(w, err, "%s", out)
+}
+
+func (w *world) try(verb string, args ...string) (string, error) {
 	bin := testenv.MustTool(w.T, "lazyerofs")
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.Context()), time.Minute)
 	defer cancel()
 	args = append([]string{verb, "--root", w.daemon.Root, "--address", w.daemon.Socket}, args...)
 	out, err := exec.CommandContext(ctx, bin, args...).CombinedOutput()
-	require.NoError(w, err, "%s", out)
+	return string(out), err
 }
 
 // up mounts the image with nothing of it in the cache.

@@ -60,6 +60,13 @@ func (n *node) hold(ref, id string, files ...string) *held {
 // release lets the container read, waits for its end and returns its output.
 func (h *held) release() string {
 	h.n.t.Helper()
+	h.let()
+	return h.wait()
+}
+
+// let lets the container read.
+func (h *held) let() {
+	h.n.t.Helper()
 	w := h.w
 	if w == nil {
 		var err error
@@ -69,6 +76,11 @@ func (h *held) release() string {
 	_, err := w.WriteString("go\n")
 	require.NoError(h.n.t, err)
 	require.NoError(h.n.t, w.Close())
+}
+
+// wait waits for the end of the container and returns its output.
+func (h *held) wait() string {
+	h.n.t.Helper()
 	require.Eventually(h.n.t, func() bool {
 		out, err := h.n.Ctr(h.n.t.Context(), "tasks", "list")
 		return err == nil && strings.Contains(out, h.id) && strings.Contains(out, "STOPPED")

@@ -42,6 +42,13 @@ type node struct {
 // start makes a node. settings go into the daemon's configuration.
 func start(t *testing.T, settings map[string]any) *node {
 	t.Helper()
+	return startBinary(t, settings, "")
+}
+
+// startBinary is start with a daemon that is not the tree's own, unless binary is
+// empty.
+func startBinary(t *testing.T, settings map[string]any, binary string) *node {
+	t.Helper()
 	testenv.RequireRoot(t)
 	dir, err := os.MkdirTemp("", "e2e-") // short: its paths stand in mount options
 	require.NoError(t, err)
@@ -53,7 +60,7 @@ func start(t *testing.T, settings map[string]any) *node {
 		require.NoError(t, reg.Close())
 		http.DefaultClient.CloseIdleConnections() //nolint:forbidigo // it makes no request: the client that pushed images is oras-go's
 	})
-	return startAt(t, reg, dir, settings)
+	return startAt(t, reg, dir, settings, binary)
 }
 
 // another makes a fresh node that pulls from the same registry.
@@ -63,11 +70,11 @@ func (n *node) another() *node {
 	require.NoError(n.t, err)
 	n.t.Cleanup(func() { require.NoError(n.t, os.RemoveAll(dir)) })
 	testenv.VerifyNoLeaks(n.t, dir)
-	return startAt(n.t, n.reg, dir, nil)
+	return startAt(n.t, n.reg, dir, nil, "")
 }
 
 // startAt makes a node without a registry of its own below dir.
-func startAt(t *testing.T, reg *testenv.Registry, dir string, settings map[string]any) *node {
+func startAt(t *testing.T, reg *testenv.Registry, dir string, settings map[string]any, binary string) *node {
 	t.Helper()
 	n := &node{t: t, reg: reg}
 	var err error
@@ -77,7 +84,7 @@ func startAt(t *testing.T, reg *testenv.Registry, dir string, settings map[strin
 	for k, v := range settings {
 		config[k] = v
 	}
-	n.daemon, err = testenv.StartDaemon(t.Context(), filepath.Join(dir, "d"), testenv.DaemonOptions{Supervise: true, Config: config})
+	n.daemon, err = testenv.StartDaemon(t.Context(), filepath.Join(dir, "d"), testenv.DaemonOptions{Supervise: true, Config: config, Binary: binary})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, n.daemon.Stop())

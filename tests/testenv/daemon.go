@@ -12,6 +12,7 @@ import (
 
 // DaemonOptions are what may differ between two private daemons.
 type DaemonOptions struct {
+	Binary    string   // instead of the tree's own
 	Supervise bool     // run under our own keeper of descriptors
 	Config    table    // the configuration file; nil for an empty one
 	Args      []string // further arguments
@@ -29,7 +30,10 @@ type Daemon struct {
 // StartDaemon starts lazyerofsd with everything below dir, which it creates,
 // and returns when it serves.
 func StartDaemon(ctx context.Context, dir string, o DaemonOptions) (*Daemon, error) {
-	path, err := Tool("lazyerofsd")
+	path, err := o.Binary, error(nil)
+	if path == "" {
+		path, err = Tool("lazyerofsd")
+	}
 	if err != nil {
 		return nil, err
 	}

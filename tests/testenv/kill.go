@@ -1,0 +1,128 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
+)
+
+// Child waits for the daemon that a supervisor runs, other than the process old,
+// and returns its process id.
+func (d *Daemon) Child(ctx context.Context, old int) (int, error) {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		pid, err := childOf(d.Pid(), old)
+		if pid != 0 || err != nil {
+			return pid, err
+		}
+		select {
+		case <-tick.C:
+		case <-d.proc.done:
+			return 0, d.proc.exited()
+		case <-ctx.Done():
+			return 0, fmt.Errorf("the supervisor starts no daemon: %w; the log ends with:\n%s", ctx.Err(), d.proc.tail())
+		}
+	}
+}
+
+// childOf returns a child of a process that is not old and not dead; 0 when there
+// is none.
+func childOf(parent, old int) (int, error) {
+	// Children belong to the thread that forked them.
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", parent))
+	if err != nil {
+		return 0, fmt.Errorf("listing the children of %d: %w", parent, err)
+	}
+	for _, file := range tasks {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, word := range strings.Fields(string(b)) {
+			pid, err := strconv.Atoi(word)
+			if err == nil && pid != old && ProcessState(pid) != "Z" {
+				return pid, nil
+			}
+		}
+	}
+	return 0, nil
+}
+
+// ProcessState is the state of a process as proc(5) has it, "" when it is gone.
+func ProcessState(pid int) string { return stateIn(fmt.Sprintf("/proc/%d/stat", pid)) }
+
+func stateIn(file string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return ""
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	state, _, _ := strings.Cut(rest, " ")
+	return state
+}
+
+// Halted reports whether no thread of a process that got SIGSTOP runs any more.
+// One that waits in the kernel, perhaps for another of them, stays in D.
+func Halted(pid int) bool {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil {
+		return false
+	}
+	for _, file := range tasks {
+		if s := stateIn(file); s != "" && !strings.Contains("TDZX", s) {
+			return false
+		}
+	}
+	return true
+}
+
+// DescriptorsOf returns what the descriptors of another process refer to, as far
+// as they stay open meanwhile.
+func DescriptorsOf(pid int) map[int32]string {
+	open := map[int32]string{}
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return open // it has ended
+	}
+	for _, e := range entries {
+		fd, numErr := strconv.ParseInt(e.Name(), 10, 32)
+		to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name()))
+		if errors.Join(numErr, err) == nil {
+			open[int32(fd)] = to
+		}
+	}
+	return open
+}
+
+// Taken returns the fanotify events that the daemon has taken and not answered:
+// they are in memory that its supervisor holds.
+func (d *Daemon) Taken() ([]fanotify.Taken, error) {
+	var all []fanotify.Taken
+	for fd, to := range DescriptorsOf(d.Pid()) {
+		if !strings.Contains(to, "memfd:"+fanotify.JournalName) {
+			continue
+		}
+		f, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", d.Pid(), fd))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // dropped
+		}
+		if err != nil {
+			return nil, fmt.Errorf("opening the journal of events: %w", err)
+		}
+		list, err := fanotify.ReadJournal(f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, err
+		}
+		all = append(all, list...)
+	}
+	return all, nil
+}
