@@ -19,7 +19,16 @@ const (
 // anything was proved: without it a program that starts from many small files
 // would be served one round trip at a time until it had read enough to earn an
 // allowance, and then hardly miss any more.
-const freeWaste = 3 << 20
+const freeWaste = 4 << 20
+
+// firstAhead is what follows a miss that continues no stream, in bytes of image
+// data: a whole chunk, and the short one that often comes after it, the tail of a
+// file or a few small files.
+const firstAhead = 416 << 10
+
+// skipped is how many chunks a reader may leave out and still go forward: files
+// that it did not want, such as the tests of the package that it reads.
+const skipped = 3
 
 // streams is how many sequential readers of one layer are told apart.
 const streams = 8
@@ -31,11 +40,11 @@ type stream struct {
 	used   uint64
 }
 
-// readahead decides what else a miss fetches, on two grounds. What follows: one
-// chunk after any miss, since a file that is opened is read on and a library's
+// readahead decides what else a miss fetches, on two grounds. What follows: a
+// little after any miss, since a file that is opened is read on and a library's
 // symbols come right after its header, and from then on twice as much with each
 // miss that continues where the last fetch ended. And a region of
-// which a good part was asked for already, as happens to the directories that a
+// which half was asked for already, as happens to the directories that a
 // program loads its modules from, is fetched whole. What bounds both is waste:
 // chunks fetched ahead count against the allowance until somebody asks for them.
 // It is not safe for concurrent use.
@@ -53,12 +62,13 @@ type readahead struct {
 
 // A region is aligned to its length. It counts as dense from denseNum parts in
 // denseDen on. Replayed over cold starts of Python, Go and Node images of 500 to
-// 900 MB, these save the most round trips of all that keep what is resident below
-// twice what was asked for.
+// 900 MB, with a few events left out at random, these and the constants above save
+// the most round trips of all that keep what is resident well below twice what was
+// asked for.
 const (
 	regionLen = 2 << 20
-	denseNum  = 3
-	denseDen  = 8
+	denseNum  = 1
+	denseDen  = 2
 )
 
 func newReadahead(limit int64, waste float64) *readahead {
@@ -105,7 +115,7 @@ func (r *readahead) miss(m chunk.Map, first, last int, used func(int) bool) span
 	s := r.find(first)
 	if s == nil {
 		s = r.oldest()
-		s.window = m.At(last).Data.Len
+		s.window = min(firstAhead, r.limit)
 	} else {
 		s.window = min(max(2*s.window, m.At(last).Data.Len), r.limit)
 	}
@@ -151,11 +161,11 @@ func dense(m chunk.Map, first, last int, used func(int) bool) span {
 }
 
 // find returns the stream that chunk i continues: it is the next one or leaves
-// out a single chunk, as a file that was not read does.
+// out a few chunks.
 func (r *readahead) find(i int) *stream {
 	for k := range r.streams {
 		s := &r.streams[k]
-		if s.next >= 0 && (i == s.next || i == s.next+1) {
+		if s.next >= 0 && i >= s.next && i <= s.next+skipped {
 			return s
 		}
 	}

@@ -75,8 +75,11 @@ func earned(asked int64) int64 { return int64(DefaultReadAheadWaste * float64(as
 
 func nothing(int) bool { return false }
 
-// TestSequentialWindowDoubles: misses that continue each other want 1, 2, 4, 8,
-// 16, 16 chunks ahead; the limit is 4 MiB.
+// windows are the whole chunks that misses want ahead which continue each other:
+// firstAhead and then twice as much each time, up to 4 MiB.
+var windows = []int{1, 3, 6, 13, 16, 16, 16}
+
+// TestSequentialWindowDoubles: misses that continue each other want more each time.
 func TestSequentialWindowDoubles(t *testing.T) {
 	r := newReadahead(0, 0)
 	m := evenMap(1000)
@@ -88,7 +91,7 @@ func TestSequentialWindowDoubles(t *testing.T) {
 		r.settle(m, want.last, nothing)
 		next = want.last + 1
 	}
-	require.Equal(t, []int{1, 2, 4, 8, 16, 16, 16}, got)
+	require.Equal(t, windows, got)
 }
 
 // TestRandomFetchesOneAhead: misses that have nothing to do with each other do
@@ -103,7 +106,7 @@ func TestRandomFetchesOneAhead(t *testing.T) {
 }
 
 // TestStreamsAreToldApart: two interleaved sequential readers both get windows,
-// and so does one that leaves out a chunk.
+// and so does one that leaves out a few chunks.
 func TestStreamsAreToldApart(t *testing.T) {
 	r := newReadahead(0, 0)
 	m := evenMap(1000)
@@ -113,13 +116,13 @@ func TestStreamsAreToldApart(t *testing.T) {
 		r.settle(m, endA, nothing)
 		endB := r.miss(m, b, b, nothing).last
 		r.settle(m, endB, nothing)
-		require.Equal(t, 1<<min(i, 4), endA-a)
-		require.Equal(t, endA-a, endB-b)
-		a, b = endA+1, endB+2
+		require.Equal(t, windows[i], endA-a)
+		require.Equal(t, windows[i], endB-b)
+		a, b = endA+1, endB+1+skipped
 	}
 }
 
-// TestDenseRegions: a region of eight chunks is wanted whole once three of them
+// TestDenseRegions: a region of eight chunks is wanted whole once four of them
 // were asked for, the miss included.
 func TestDenseRegions(t *testing.T) {
 	for _, tc := range []struct {
@@ -129,10 +132,11 @@ func TestDenseRegions(t *testing.T) {
 	}{
 		{nil, 9, span{9, 10}},
 		{[]int{10}, 9, span{9, 10}},
-		{[]int{10, 15}, 9, span{8, 15}},
-		{[]int{7, 16}, 9, span{9, 10}}, // in the neighbours
-		{[]int{100, 101}, 99, span{96, 103}},
-		{[]int{393}, 396, span{392, 396}}, // a shorter region, at the end of the map
+		{[]int{10, 15}, 9, span{9, 10}},
+		{[]int{10, 13, 15}, 9, span{8, 15}},
+		{[]int{6, 7, 16}, 9, span{9, 10}}, // in the neighbours
+		{[]int{98, 100, 101}, 99, span{96, 103}},
+		{[]int{392, 393}, 396, span{392, 396}}, // a shorter region, at the end of the map
 	} {
 		m := newModel(397, 0)
 		for _, i := range tc.asked {
