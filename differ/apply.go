@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
 // How differ and snapshotter meet, as containerd's own pair does: the
@@ -30,18 +31,15 @@ const (
 )
 
 // Apply turns the layer desc into an EROFS image beside the snapshot that mounts
-// belong to. A tar is converted; a native layer passes the strict parser. The
-// layer file appears whole or not at all. What is returned is the descriptor of
-// the uncompressed layer, whose digest is its DiffID: of a tar the tar's own.
+// belong to. A tar is converted; a native layer passes the strict parser; what a
+// stream processor takes goes through that first. The layer file appears whole or
+// not at all. What is returned is the descriptor of the uncompressed layer, whose
+// digest is its DiffID: of a tar the tar's own.
 //
 // Mounts that are not of a marked snapshot, and media types other than layers,
 // give errdefs.ErrNotImplemented, at which containerd asks its next differ. A
 // layer that is refused gives errdefs.ErrInvalidArgument.
 func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
-	convert, err := applierFor(ctx, desc)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
 	dir, err := layerDir(mounts)
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -51,6 +49,13 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		if err := o(ctx, desc, &cfg); err != nil {
 			return ocispec.Descriptor{}, fmt.Errorf("applying layer %s: %w", desc.Digest, err)
 		}
+	}
+	if !d.knows(ctx, desc.MediaType) {
+		err := unknownType(desc)
+		// Under containerd's transfer service no other differ is asked, and what the
+		// user sees speaks of a method that is not implemented.
+		log.G(ctx).WithError(err).Warn("a layer cannot be unpacked")
+		return ocispec.Descriptor{}, err
 	}
 	ra, err := d.store.ReaderAt(ctx, desc)
 	if err != nil {
@@ -63,7 +68,7 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	}()
 	src := &blobReader{ctx: ctx, r: content.NewReader(ra), progress: cfg.Progress}
 	out, err := writeLayer(dir, func(f *os.File) (ocispec.Descriptor, error) {
-		return convert(ctx, desc, src, f)
+		return d.unpack(ctx, &unpacking{desc: desc, src: src, f: f, implied: d.implied(mounts)}, cfg.ProcessorPayloads)
 	})
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("applying layer %s: %w", desc.Digest, err)
@@ -71,27 +76,56 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	return out, nil
 }
 
-// applyFunc writes the image of one kind of layer to f and returns the
-// descriptor of the uncompressed layer.
-type applyFunc func(ctx context.Context, desc ocispec.Descriptor, src io.Reader, f *os.File) (ocispec.Descriptor, error)
+// unpacking is a layer on its way into its image.
+type unpacking struct {
+	desc    ocispec.Descriptor // its media type is that of src
+	changed bool               // src is not the blob of desc, but what a processor made of it
+	src     io.Reader
+	f       *os.File
+	implied func(string) (erofs.Attr, bool)
+}
 
-// applierFor chooses by media type. The compression in the type of a tar is not
-// looked at, because it is often wrong: the bytes say it.
-func applierFor(ctx context.Context, desc ocispec.Descriptor) (applyFunc, error) {
-	switch desc.MediaType {
+// applyFunc writes the image of one kind of layer and returns the descriptor of
+// the uncompressed layer.
+type applyFunc func(ctx context.Context, u *unpacking) (ocispec.Descriptor, error)
+
+// applierFor chooses by media type; nil means that the type is none of ours. The
+// compression in the type of a tar is not looked at, because it is often wrong:
+// the bytes say it.
+func applierFor(mediaType string) applyFunc {
+	switch mediaType {
 	case chunk.MediaTypeLayer, chunk.MediaTypeDraftLayer:
-		return applyRaw, nil
+		return applyRaw
 	case chunk.MediaTypeLayerZstd, chunk.MediaTypeDraftLayerZstd:
-		return applyZstd, nil
+		return applyZstd
 	}
-	if _, err := images.DiffCompression(ctx, desc.MediaType); err != nil {
-		return nil, fmt.Errorf("layer %s has media type %q, which is not a layer that can be applied: %w",
+	base, suffix, _ := strings.Cut(mediaType, "+")
+	switch suffix {
+	case "", "gzip", "zstd":
+	default:
+		return nil
+	}
+	switch base {
+	case ocispec.MediaTypeImageLayer, nonDistributable,
+		images.MediaTypeDockerSchema2Layer, images.MediaTypeDockerSchema2LayerGzip, images.MediaTypeDockerSchema2LayerZstd,
+		images.MediaTypeDockerSchema2LayerForeign, images.MediaTypeDockerSchema2LayerForeignGzip:
+		return applyTar
+	}
+	return nil
+}
+
+// nonDistributable is an OCI layer that registries were not to hold. The image
+// spec has given the idea up, images with it are left.
+const nonDistributable = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+
+// unknownType says what to do about a layer of a type that nobody here can unpack.
+func unknownType(desc ocispec.Descriptor) error {
+	if strings.HasSuffix(desc.MediaType, "+encrypted") {
+		return fmt.Errorf("layer %s is encrypted (%s): name a program that decrypts this media type in [stream_processors] of lazyerofs' configuration: %w",
 			desc.Digest, desc.MediaType, errdefs.ErrNotImplemented)
 	}
-	if strings.Contains(desc.MediaType, "encrypted") {
-		return nil, fmt.Errorf("layer %s is encrypted: %w", desc.Digest, errdefs.ErrNotImplemented)
-	}
-	return applyTar, nil
+	return fmt.Errorf("layer %s has media type %q, which is not a tar or EROFS layer: rebuild the image with such layers, or name a program that makes one of it in [stream_processors] of lazyerofs' configuration: %w",
+		desc.Digest, desc.MediaType, errdefs.ErrNotImplemented)
 }
 
 // layerDir returns the directory of the snapshot that mounts belong to, when
@@ -125,53 +159,6 @@ func layerDir(mounts []mount.Mount) (string, error) {
 		return "", fmt.Errorf("%s is mounted read-only, its layer is already there: %w", target, errdefs.ErrFailedPrecondition)
 	}
 	return dir, nil
-}
-
-// writeLayer makes LayerFile in dir with what fill writes. It is there whole and
-// on disk, or not at all.
-func writeLayer(dir string, fill func(*os.File) (ocispec.Descriptor, error)) (ocispec.Descriptor, error) {
-	f, err := os.CreateTemp(dir, LayerFile+".new-*")
-	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("creating layer file: %w", err)
-	}
-	out, err := fill(f)
-	if err == nil {
-		err = publish(f, filepath.Join(dir, LayerFile))
-	}
-	if cerr := f.Close(); err == nil && cerr != nil {
-		err = fmt.Errorf("closing layer file: %w", cerr)
-	}
-	if err != nil {
-		// Gone already if it got its name; nothing else can be done about an error.
-		_ = os.Remove(f.Name())
-		return ocispec.Descriptor{}, err
-	}
-	return out, nil
-}
-
-// publish gives f its final name after its content is on disk.
-func publish(f *os.File, name string) error {
-	if err := f.Chmod(0o644); err != nil {
-		return fmt.Errorf("publishing layer file: %w", err)
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("syncing layer file: %w", err)
-	}
-	if err := os.Rename(f.Name(), name); err != nil {
-		return fmt.Errorf("publishing layer file: %w", err)
-	}
-	dir, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return fmt.Errorf("publishing layer file: %w", err)
-	}
-	err = dir.Sync()
-	if cerr := dir.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return fmt.Errorf("syncing the directory of the layer file: %w", err)
-	}
-	return nil
 }
 
 // blobReader reads a blob, ends early when its context does, and reports

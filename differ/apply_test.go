@@ -28,6 +28,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 )
 
 // layerStore is containerd's own content store with layers in it.
@@ -208,12 +210,15 @@ func TestApplyNotOurs(t *testing.T) {
 	other.MediaType = "application/vnd.example.layer"
 	sealed := layer
 	sealed.MediaType = ocispec.MediaTypeImageLayerGzip + "+encrypted"
+	unheard := layer
+	unheard.MediaType = chunk.MediaTypeLayer + "+gzip"
 	for name, tc := range map[string]struct {
 		desc   ocispec.Descriptor
 		mounts []mount.Mount
 	}{
 		"media type":        {other, ours},
 		"encrypted":         {sealed, ours},
+		"compression":       {unheard, ours},
 		"no marker":         {layer, []mount.Mount{{Type: "bind", Source: unmarked + "/fs"}}},
 		"other directory":   {layer, []mount.Mount{{Type: "bind", Source: dir}}},
 		"other file system": {layer, []mount.Mount{{Type: "ext4", Source: dir + "/fs"}}},
@@ -221,6 +226,9 @@ func TestApplyNotOurs(t *testing.T) {
 	} {
 		_, err := New(store, ServiceConfig{}).Apply(t.Context(), tc.desc, tc.mounts)
 		require.True(t, errdefs.IsNotImplemented(err), "%s: %v", name, err)
+		if tc.desc.MediaType != layer.MediaType {
+			require.ErrorContains(t, err, "[stream_processors]", "what to do")
+		}
 	}
 	ro := []mount.Mount{{Type: "bind", Source: dir + "/fs", Options: []string{"ro"}}}
 	_, err := New(store, ServiceConfig{}).Apply(t.Context(), layer, ro)

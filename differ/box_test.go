@@ -117,10 +117,12 @@ func changeAll(t testing.TB, m string) {
 }
 
 // posixACL is a list with one named user.
-func posixACL(owner, named, group byte) []byte {
+func posixACL(owner, named, group byte) []byte { return posixACLMask(owner, named, group, 7) }
+
+func posixACLMask(owner, named, group, mask byte) []byte {
 	none := "\xff\xff\xff\xff"
 	e := func(tag, perm byte, id string) string { return string([]byte{tag, 0, perm, 0}) + id }
-	return []byte("\x02\x00\x00\x00" + e(1, owner, none) + e(2, named, "\xe8\x03\x00\x00") + e(4, group, none) + e(16, 7, none) + e(32, 4, none))
+	return []byte("\x02\x00\x00\x00" + e(1, owner, none) + e(2, named, "\xe8\x03\x00\x00") + e(4, group, none) + e(16, mask, none) + e(32, 4, none))
 }
 
 // tree is the tree that the container sees, without what no layer holds.

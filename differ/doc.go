@@ -25,7 +25,8 @@
 //     which cannot lead out of it; a parent that is a file is refused.
 //   - The entry of the root sets the root's attributes (containerd ignores it).
 //     Without it the root has mode 0755 and belongs to root, as have parents that
-//     have no entry (see Config.Implied).
+//     have no entry (see Config.Implied); Apply takes those from the layers below as
+//     far as they are here whole.
 //   - A later entry replaces an earlier one of the same name; a directory over a
 //     directory replaces only its attributes.
 //   - ".wh.x" becomes a character device 0:0, ".wh..wh..opq" an opaque directory,
@@ -37,7 +38,10 @@
 //     nothing but the name. A target that never comes is an error.
 //   - Extended attributes come from SCHILY.xattr PAX records. trusted.*, what is
 //     neither user.*, security.* nor an access control list, and user.* of what is
-//     neither file nor directory are dropped, as containerd and the kernel do.
+//     neither file nor directory are dropped, as containerd and the kernel do. What
+//     is left must pass the strict parser's policy (erofs.CheckXattr): a malformed
+//     list or capability is refused. An access control list is adapted to the mode,
+//     as chmod(2) would, and dropped when it says no more than the mode.
 //   - Times before 1970 are 1970. Global PAX headers are ignored. Any type but file,
 //     directory, link, symbolic link, device and FIFO is refused.
 //   - Zeros in runs of at least 64 KiB become holes in files of at least one chunk.

@@ -22,7 +22,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain is also what tests run as a program of its own.
+func TestMain(m *testing.M) {
+	switch os.Getenv("DIFFER_TEST_AS") {
+	case "":
+		goleak.VerifyTestMain(m)
+	case "decoder":
+		os.Exit(decode(os.Stdin, os.Stdout)) //nolint:forbidigo // this is main
+	case "applier":
+		os.Exit(applyOne(os.Args[1], os.Args[2])) //nolint:forbidigo // this is main
+	}
+}
 
 // ent is one tar entry. Zero fields get what a usual entry has.
 type ent struct {

@@ -9,6 +9,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
@@ -121,15 +122,24 @@ func (s *imageSink) place(t *erofs.Tree) {
 
 // applyTar converts a tar to the image in f. The data of files goes to its
 // final file at once, and the metadata, whose length is known only then, is
-// put before it.
-func applyTar(ctx context.Context, _ ocispec.Descriptor, src io.Reader, f *os.File) (ocispec.Descriptor, error) {
-	in, err := openInput(ctx, src, nil)
+// put before it. Clients that commit a container without asking for a media type
+// call an EROFS image a tar; it is taken for what it is.
+func applyTar(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
+	in, err := openInput(ctx, u.src, nil)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	defer in.close()
+	f := u.f
+	if in.isImage() {
+		n, err := unpackImage(f, in)
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		return ocispec.Descriptor{MediaType: chunk.MediaTypeLayer, Digest: in.digest(), Size: n}, nil
+	}
 	sink := &imageSink{w: sparseWriter{f: f}, buf: make([]byte, scanLen)}
-	ing := newIngest(sink, nil)
+	ing := newIngest(sink, u.implied)
 	if err := ing.run(ctx, in); err != nil {
 		return ocispec.Descriptor{}, err
 	}

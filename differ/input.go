@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash"
@@ -65,6 +66,19 @@ func isZstd(magic []byte) bool {
 	}
 	return bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
 		magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18})
+}
+
+// isImage reports whether the stream, of which nothing was read, is an EROFS
+// image and not a tar.
+func (in *input) isImage() bool {
+	const ustar = 257 // where a tar header says so
+	br := bufio.NewReaderSize(in.r, superOff+superLen)
+	in.r = br
+	head, err := br.Peek(superOff + superLen)
+	if err != nil {
+		return false // too short; the error comes again when it is read
+	}
+	return binary.LittleEndian.Uint32(head[superOff:]) == superMagic && !bytes.HasPrefix(head[ustar:], []byte("ustar"))
 }
 
 // Read implements io.Reader.

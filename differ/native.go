@@ -26,44 +26,52 @@ const (
 )
 
 // applyRaw copies an image and leaves out what follows it in the blob.
-func applyRaw(_ context.Context, desc ocispec.Descriptor, src io.Reader, f *os.File) (ocispec.Descriptor, error) {
+func applyRaw(_ context.Context, u *unpacking) (ocispec.Descriptor, error) {
 	// The unpacker compares a raw layer's own digest with its DiffID, so it
 	// must be what the bytes have and not what the descriptor says.
-	verifier := desc.Digest.Verifier()
-	w := &sparseWriter{f: f}
-	if _, err := io.Copy(io.MultiWriter(w, verifier), src); err != nil {
+	sum := digest.SHA256.Digester()
+	w := &sparseWriter{f: u.f}
+	n, err := io.Copy(io.MultiWriter(w, sum.Hash()), u.src)
+	if err != nil {
 		return ocispec.Descriptor{}, readError("copying the image", err)
 	}
-	if !verifier.Verified() {
+	if !u.changed && sum.Digest() != u.desc.Digest {
 		return ocispec.Descriptor{}, refuse("its bytes do not have its digest")
 	}
-	if err := acceptImage(f, w.n); err != nil {
+	if err := acceptImage(u.f, w.n); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}, nil
+	return ocispec.Descriptor{MediaType: u.desc.MediaType, Digest: sum.Digest(), Size: n}, nil
 }
 
 // applyZstd decompresses an image. Its digest is that of all decompressed bytes;
 // the chunk index is in a frame that decoders pass over.
-func applyZstd(_ context.Context, desc ocispec.Descriptor, src io.Reader, f *os.File) (ocispec.Descriptor, error) {
-	zr, err := zstd.NewReader(src, zstd.WithDecoderMaxWindow(maxWindow))
+func applyZstd(_ context.Context, u *unpacking) (ocispec.Descriptor, error) {
+	zr, err := zstd.NewReader(u.src, zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("decompressing the image: %w", err)
 	}
 	defer zr.Close()
 	sum := digest.SHA256.Digester()
-	w := &sparseWriter{f: f}
-	if err := copyImage(io.MultiWriter(w, sum.Hash()), zr); err != nil {
+	n, err := unpackImage(u.f, io.TeeReader(zr, sum.Hash()))
+	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	if want := desc.Annotations[chunk.AnnotationUncompressedDigest]; want != "" && want != sum.Digest().String() {
+	if want := u.desc.Annotations[chunk.AnnotationUncompressedDigest]; want != "" && want != sum.Digest().String() {
 		return ocispec.Descriptor{}, refuse("its decompressed image has digest %s, its annotation says %q", sum.Digest(), want)
 	}
-	n := w.n
-	if err := acceptImage(f, n); err != nil {
-		return ocispec.Descriptor{}, err
-	}
 	return ocispec.Descriptor{MediaType: chunk.MediaTypeLayer, Digest: sum.Digest(), Size: n}, nil
+}
+
+// unpackImage copies an image to f, and its length, which may be less than what
+// is returned: what was read of src.
+func unpackImage(f *os.File, src io.Reader) (int64, error) {
+	w := &sparseWriter{f: f}
+	if err := copyImage(w, src); err != nil {
+		return 0, err
+	}
+	n := w.n
+	return n, acceptImage(f, n)
 }
 
 // copyImage copies an image of which only the superblock says how long it is. A

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -36,6 +37,44 @@ func TestApplyNative(t *testing.T) {
 			require.True(t, bytes.Equal(imageOf(t, blob, res), img), "the image without its index")
 			requireOnly(t, dir, LayerFile)
 		}
+	}
+}
+
+// TestApplyNativeCalledTar: clients that commit without asking for a media type
+// call every layer tar+gzip.
+func TestApplyNativeCalledTar(t *testing.T) {
+	src := layerTar(t)
+	store := newLayerStore(t)
+	for _, form := range []Form{Zstd, Raw} {
+		res, blob := convertBytes(t, src, Config{Form: form})
+		for _, mediaType := range []string{ocispec.MediaTypeImageLayerGzip, images.MediaTypeDockerSchema2LayerGzip} {
+			dir, mounts := snapshotDir(t, t.TempDir())
+			got, err := New(store, ServiceConfig{}).Apply(t.Context(), store.add(t, mediaType, blob), mounts)
+			require.NoError(t, err)
+			require.Equal(t, res.DiffID, got.Digest)
+			img, err := os.ReadFile(filepath.Join(dir, LayerFile))
+			require.NoError(t, err)
+			require.True(t, bytes.Equal(imageOf(t, blob, res), img))
+		}
+	}
+}
+
+// TestApplyNativeWithoutIndex: what other tools make has none.
+func TestApplyNativeWithoutIndex(t *testing.T) {
+	store := newLayerStore(t)
+	res, blob := convertBytes(t, layerTar(t), Config{})
+	img := imageOf(t, blob, res)
+	for mediaType, b := range map[string][]byte{
+		chunk.MediaTypeLayer: img, chunk.MediaTypeDraftLayer: img,
+		chunk.MediaTypeLayerZstd: zstded(t, img), chunk.MediaTypeDraftLayerZstd: zstded(t, img),
+	} {
+		dir, mounts := snapshotDir(t, t.TempDir())
+		got, err := New(store, ServiceConfig{}).Apply(t.Context(), store.add(t, mediaType, b), mounts)
+		require.NoError(t, err, mediaType)
+		require.Equal(t, digest.FromBytes(img), got.Digest)
+		have, err := os.ReadFile(filepath.Join(dir, LayerFile))
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(img, have), mediaType)
 	}
 }
 

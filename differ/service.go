@@ -13,7 +13,9 @@ import (
 type ServiceConfig struct {
 	// Snapshots is the directory of the snapshotter's snapshots, an absolute path:
 	// Compare takes upper directories <Snapshots>/<id>/fs and leaves others to
-	// containerd. Empty leaves all of them.
+	// containerd. Empty leaves all of them. Layers are mounted at <dir>/<id> with any
+	// dir beside it; of those with a file <Snapshots>/<id>/layer.erofs, Apply takes
+	// the attributes of directories that a tar does not give.
 	Snapshots string
 	// Leases keeps what Compare wrote from containerd's garbage collection until
 	// the caller refers to it, for an hour: the lease of the caller does not reach a
@@ -22,6 +24,10 @@ type ServiceConfig struct {
 	// MediaType is that of a comparison for which the caller asks for none. Empty
 	// means chunk.MediaTypeLayerZstd.
 	MediaType string
+	// Processors turn streams of one media type into another, such as encrypted
+	// layers into plain ones; the first that takes a type gets it, also one that
+	// could be applied as it is. diff.BinaryHandler makes one that runs a program.
+	Processors []diff.Handler
 	// Layer says how native layers are written; its Form is not looked at, nor are
 	// First and Implied.
 	Layer Config

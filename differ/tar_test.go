@@ -3,6 +3,7 @@ package differ
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -14,10 +15,11 @@ import (
 
 const rootLine = ". d755 0:0"
 
+// acl is a list that says no more than mode 0644.
+const acl = "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x04\x00\x04\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff"
+
 // TestEntries holds the decisions of doc.go against a kernel mount.
 func TestEntries(t *testing.T) {
-	acl := "\x02\x00\x00\x00" + strings.Repeat("\x01\x00\x06\x00\xff\xff\xff\xff", 1) +
-		"\x04\x00\x04\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff"
 	longName := strings.Repeat("n", 255)
 	for _, tc := range []struct {
 		name string
@@ -83,8 +85,10 @@ func TestEntries(t *testing.T) {
 			[]string{`d d755 0:0 user.c="\x00\xff"`,
 				`f -644 0:0 size=0 nlink=1 security.capability="\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" user.a="1"`,
 				"l l777 0:0 -> f"}},
-		{"access control lists", []ent{file("f", "").xattr(aclAccess, acl, aclDefault, acl)},
-			[]string{`f -644 0:0 size=0 nlink=1 system.posix_acl_access=` + `"` + `\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x04\x00\x04\x00\xff\xff\xff\xff \x00\x04\x00\xff\xff\xff\xff` + `"`}},
+		{"access control lists", []ent{file("f", "").xattr(aclAccess, string(posixACL(6, 7, 4)), aclDefault, acl)},
+			[]string{`f -644 0:0 size=0 nlink=1 system.posix_acl_access=` + fmt.Sprintf("%q", string(posixACLMask(6, 7, 4, 4)))}},
+		{"lists that say what the mode says, and empty ones", []ent{file("f", "").xattr(aclAccess, acl), file("g", "").xattr(aclAccess, ""), dir("d").xattr(aclDefault, "\x02\x00\x00\x00")},
+			[]string{"d d755 0:0", "f -644 0:0 size=0 nlink=1", "g -644 0:0 size=0 nlink=1"}},
 		{"long names and large ids", []ent{{tar.Header{Name: longName + "/" + longName, Mode: 0o4755, Uid: 1 << 31, Gid: 4294967294}, "x"}},
 			[]string{longName + " d755 0:0", longName + "/" + longName + " -4755 2147483648:4294967294 size=1 nlink=1"}},
 	} {
@@ -121,7 +125,12 @@ func TestRefused(t *testing.T) {
 		{"minor", []ent{{tar.Header{Name: "c", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 1 << 20}, ""}}, "device number 1:1048576"},
 		{"unknown type", []ent{{tar.Header{Name: "z", Typeflag: 'Z'}, ""}}, `has type 'Z'`},
 		{"contiguous file", []ent{{tar.Header{Name: "z", Typeflag: tar.TypeCont}, ""}}, `has type '7'`},
-		{"bad access control list", []ent{file("f", "").xattr(aclAccess, "\x02\x00\x00\x00x")}, "no kernel accepts"},
+		{"bad access control list", []ent{file("f", "").xattr(aclAccess, "\x02\x00\x00\x00x")}, "no layer may carry"},
+		{"list without an end", []ent{file("f", "").xattr(aclAccess, string(posixACL(6, 7, 4)[:36]))}, "its entries are"},
+		{"default list of nonsense", []ent{dir("d").xattr(aclDefault, acl[:20]+acl[12:20]+acl[20:])}, "out of order"},
+		{"capabilities of nonsense", []ent{file("f", "").xattr(capability, "\x01\x00\x00\x02\x00")}, "malformed"},
+		{"capabilities of the past", []ent{file("f", "").xattr(capability, "\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00")}, "malformed"},
+		{"more attributes than the parser allows", []ent{file("f", "").xattr(manyXattrs(1023)...)}, "more than 1022"},
 		{"name of 256 bytes", []ent{file(strings.Repeat("n", 256), "")}, "256 bytes"},
 		{"path too long", []ent{file(strings.Repeat("n/", 2100)+"f", "")}, "longer than 4095"},
 		{"root as a file", []ent{symlink("/", "x")}, "root must be a directory"},
@@ -163,4 +172,12 @@ func TestGlobalHeader(t *testing.T) {
 	src := append(buf.Bytes()[:buf.Len()-1024], mkTar(t, file("a", "1"))...)
 	res, blob := convertBytes(t, src, Config{})
 	require.Equal(t, []string{rootLine, "a -644 0:0 size=1 nlink=1"}, list(t, mountImage(t, imageOf(t, blob, res))))
+}
+
+// manyXattrs are n attributes for ent.xattr.
+func manyXattrs(n int) (kv []string) {
+	for i := range n {
+		kv = append(kv, fmt.Sprintf("user.%d", i), "")
+	}
+	return kv
 }

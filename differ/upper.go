@@ -265,5 +265,5 @@ func put(m map[string]string, key, value string) map[string]string {
 // host. Labels of security modules (security.selinux, security.ima and the like)
 // are the host's; of trusted.* no layer carries any.
 func leavesHost(name string) bool {
-	return strings.HasPrefix(name, "user.") || name == "security.capability" || name == aclAccess || name == aclDefault
+	return strings.HasPrefix(name, "user.") || name == capability || name == aclAccess || name == aclDefault
 }

@@ -2,7 +2,6 @@ package differ
 
 import (
 	"archive/tar"
-	"encoding/binary"
 	"errors"
 	"maps"
 	"slices"
@@ -19,10 +18,27 @@ const paxXattr = "SCHILY.xattr."
 const (
 	aclAccess   = "system.posix_acl_access"
 	aclDefault  = "system.posix_acl_default"
-	aclVersion  = 2
 	aclHeadLen  = 4
 	aclEntryLen = 8
+	aclUserObj  = 0x01
+	aclGroupObj = 0x04
+	aclMask     = 0x10
+	aclOther    = 0x20
+	aclMinimal  = aclHeadLen + 3*aclEntryLen // owner, group and others: what the mode says
 )
+
+// File capabilities (include/uapi/linux/capability.h): the revision is the top
+// byte of a little-endian word.
+const (
+	capability   = "security.capability"
+	capRevision2 = 2
+	capRevision3 = 3
+	capLen2      = 20
+	capLen3      = 24
+)
+
+// markXattrs is how many more attributes an opaque directory with whiteouts gets.
+const markXattrs = 2
 
 // xattrs sets the extended attributes of an entry. trusted.* is dropped, as
 // containerd's unpacking drops it: with trusted.overlay.* in its headers a tar
@@ -33,14 +49,23 @@ func (t *ingest) xattrs(hdr *tar.Header, i erofs.Inode, a erofs.Attr) error {
 	if len(hdr.PAXRecords) == 0 {
 		return nil
 	}
+	limit, n := erofs.DefaultPolicy(0).MaxXattrs-markXattrs, 0
 	for _, key := range slices.Sorted(maps.Keys(hdr.PAXRecords)) {
 		name, ok := strings.CutPrefix(key, paxXattr)
 		if !ok || !keepXattr(name, a.Mode&modeType) {
 			continue
 		}
 		value := []byte(hdr.PAXRecords[key])
-		if (name == aclAccess || name == aclDefault) && !validACL(value) {
-			return badEntry(hdr.Name, "has an access control list %q of %d bytes that no kernel accepts", name, len(value))
+		if name == aclAccess || name == aclDefault {
+			if value = effectiveACL(name, value, a.Mode); value == nil {
+				continue
+			}
+		}
+		if why := checkXattr(name, value, a.Mode); why != "" {
+			return badEntry(hdr.Name, "has an attribute %q that no layer may carry: %s", name, why)
+		}
+		if n++; n > limit {
+			return badEntry(hdr.Name, "has more than %d extended attributes", limit)
 		}
 		err := t.b.SetXattr(i, name, value)
 		if err != nil && !errors.Is(err, erofs.ErrXattrName) {
@@ -48,6 +73,58 @@ func (t *ingest) xattrs(hdr *tar.Header, i erofs.Inode, a erofs.Attr) error {
 		}
 	}
 	return nil
+}
+
+// checkXattr says why a layer may not carry an attribute, or "": the strict
+// parser's rules, so that no layer is written that it refuses, and the kernel's
+// own for capabilities, since one that is malformed makes a program fail to start.
+func checkXattr(name string, value []byte, mode uint16) string {
+	if name == capability && !validCapability(value) {
+		return "it is malformed"
+	}
+	return erofs.CheckXattr(name, value, mode)
+}
+
+func validCapability(v []byte) bool {
+	if len(v) < 4 {
+		return false
+	}
+	switch v[3] {
+	case capRevision2:
+		return len(v) == capLen2
+	case capRevision3:
+		return len(v) == capLen3
+	}
+	return false
+}
+
+// effectiveACL returns what a file has after containerd's unpacking set the list v
+// and then the mode: chmod(2) changes the list too, and a list that says no more
+// than the mode is not kept. nil is none.
+func effectiveACL(name string, v []byte, mode uint16) []byte {
+	if len(v) == 0 || len(v) == aclHeadLen { // the kernel removes the list then
+		return nil
+	}
+	if name == aclDefault || erofs.CheckXattr(name, v, mode) != "" { // which is reported later
+		return v
+	}
+	if len(v) == aclMinimal {
+		return nil
+	}
+	v = slices.Clone(v)
+	var group []byte // of the mask, or of the group where there is no mask
+	for e := v[aclHeadLen:]; len(e) > 0; e = e[aclEntryLen:] {
+		switch e[0] {
+		case aclUserObj:
+			e[2] = byte(mode >> 6 & 7)
+		case aclGroupObj, aclMask: // the mask comes later
+			group = e
+		case aclOther:
+			e[2] = byte(mode & 7)
+		}
+	}
+	group[2] = byte(mode >> 3 & 7)
+	return v
 }
 
 // keepXattr reports whether a file of that type may have that attribute.
@@ -63,9 +140,4 @@ func keepXattr(name string, fileType uint16) bool {
 		return fileType == modeDir
 	}
 	return false
-}
-
-func validACL(v []byte) bool {
-	return len(v) >= aclHeadLen && (len(v)-aclHeadLen)%aclEntryLen == 0 &&
-		binary.LittleEndian.Uint32(v) == aclVersion
 }
