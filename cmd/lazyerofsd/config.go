@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/containerd/log"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
 	"github.com/lazyerofs/lazyerofs/snapshot"
 )
@@ -31,6 +33,24 @@ type config struct {
 	Registry    registryConfig    `toml:"registry"`
 	Driver      driverConfig      `toml:"driver"`
 	Metrics     metricsConfig     `toml:"metrics"`
+	Differ      differConfig      `toml:"differ"`
+
+	// StreamProcessors are as in containerd's own configuration, by id.
+	StreamProcessors map[string]streamProcessor `toml:"stream_processors"`
+}
+
+type differConfig struct {
+	MediaType string `toml:"media_type"`
+}
+
+// streamProcessor is a program that turns layers of some media types into
+// another.
+type streamProcessor struct {
+	Accepts []string `toml:"accepts"`
+	Returns string   `toml:"returns"`
+	Path    string   `toml:"path"`
+	Args    []string `toml:"args"`
+	Env     []string `toml:"env"`
 }
 
 type containerdConfig struct {
@@ -81,6 +101,7 @@ func builtin() config {
 		Containerd:  containerdConfig{Address: "/run/containerd/containerd.sock"},
 		Snapshotter: snapshotterConfig{PrepareTimeout: duration(snapshot.DefaultPrepareTimeout)},
 		Registry:    registryConfig{CertsDir: remote.DefaultCertsDir, RetryBudget: duration(30 * time.Second)},
+		Differ:      differConfig{MediaType: chunk.MediaTypeLayerZstd},
 	}
 }
 
@@ -140,9 +161,26 @@ func (c *config) check() error {
 	if c.Registry.MaxRequests < 0 || c.Registry.MaxRequestsPerHost < 0 {
 		return errors.New("registry.max_requests and registry.max_requests_per_host are numbers above 0, or 0 for the default")
 	}
+	if err := c.checkDiffer(); err != nil {
+		return err
+	}
 	if c.Metrics.Address != "" {
 		if _, _, err := c.Metrics.listen(); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+func (c *config) checkDiffer() error {
+	switch c.Differ.MediaType {
+	case chunk.MediaTypeLayer, chunk.MediaTypeLayerZstd, ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd:
+	default:
+		return fmt.Errorf("differ.media_type is %q: use %s, %s or the type of an OCI tar layer", c.Differ.MediaType, chunk.MediaTypeLayerZstd, chunk.MediaTypeLayer)
+	}
+	for id, p := range c.StreamProcessors {
+		if len(p.Accepts) == 0 || p.Returns == "" || p.Path == "" {
+			return fmt.Errorf("stream_processors.%q needs accepts, returns and path", id)
 		}
 	}
 	return nil

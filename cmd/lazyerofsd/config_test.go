@@ -39,6 +39,26 @@ func TestConfigFile(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist, "a file that was named must exist")
 }
 
+// Stream processors are written as in containerd's configuration.
+func TestStreamProcessors(t *testing.T) {
+	c := builtin()
+	require.NoError(t, c.parse("f", []byte(`
+[stream_processors."io.containerd.ocicrypt.decoder.v1.tar.gzip"]
+  accepts = ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"]
+  returns = "application/vnd.oci.image.layer.v1.tar+gzip"
+  path = "ctd-decoder"
+  args = ["--decryption-keys-path", "/etc/keys"]
+  env = ["A=1"]
+`)))
+	require.NoError(t, c.check())
+	all := c.processors()
+	require.Len(t, all, 1)
+	_, takes := all[0](t.Context(), "application/vnd.oci.image.layer.v1.tar+gzip+encrypted")
+	require.True(t, takes)
+	_, takes = all[0](t.Context(), "application/vnd.oci.image.layer.v1.tar+gzip")
+	require.False(t, takes)
+}
+
 func TestConfigErrorsNameTheKey(t *testing.T) {
 	for text, want := range map[string]string{
 		"[snapshotter]\nstrikt = true\n":               `line 2: the key "snapshotter.strikt" is not known`,
@@ -54,6 +74,8 @@ func TestConfigErrorsNameTheKey(t *testing.T) {
 		"[metrics]\naddress = 'unix:relative'":         "absolute path",
 		"[metrics]\naddress = '9100'":                  "give unix:/path",
 		"[registry]\nmax_requests = -1":                "registry.max_requests",
+		"[differ]\nmedia_type = 'x'":                   "differ.media_type is",
+		"[stream_processors.d]\npath = 'x'":            `stream_processors."d" needs accepts`,
 		"root = ":                                      "line 1",
 	} {
 		c := builtin()

@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	"github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/diff"
 	leases "github.com/containerd/containerd/v2/core/leases/proxy"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/log"
@@ -238,9 +241,22 @@ func (d *daemon) wireDiffer() error {
 		return fmt.Errorf("creating the directory of layers that are being written: %w", err)
 	}
 	d.differ = differ.New(proxy.NewContentStore(conn), differ.ServiceConfig{
-		Snapshots: filepath.Join(d.c.Root, "snapshots"),
-		Leases:    leases.NewLeaseManager(leasesapi.NewLeasesClient(conn)),
-		Layer:     differ.Config{SpoolDir: spool},
+		Snapshots:  filepath.Join(d.c.Root, "snapshots"),
+		Leases:     leases.NewLeaseManager(leasesapi.NewLeasesClient(conn)),
+		MediaType:  d.c.Differ.MediaType,
+		Processors: d.c.processors(),
+		Layer:      differ.Config{SpoolDir: spool},
 	})
 	return nil
+}
+
+// processors makes the stream processors of the configuration, which run as
+// programs of this process as they do under containerd.
+func (c *config) processors() []diff.Handler {
+	var all []diff.Handler
+	for _, id := range slices.Sorted(maps.Keys(c.StreamProcessors)) {
+		p := c.StreamProcessors[id]
+		all = append(all, diff.BinaryHandler(id, p.Returns, p.Accepts, p.Path, p.Args, p.Env))
+	}
+	return all
 }
