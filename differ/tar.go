@@ -183,7 +183,7 @@ func attrOf(hdr *tar.Header) (erofs.Attr, error) {
 	case tar.TypeDir:
 		a.Mode |= modeDir
 	case tar.TypeSymlink:
-		a.Mode |= modeLink
+		a.Mode = modeLink | 0o777 // Linux has no other
 	case tar.TypeFifo:
 		a.Mode |= modeFifo
 	case tar.TypeChar, tar.TypeBlock:

@@ -2,6 +2,7 @@ package differ
 
 import (
 	"archive/tar"
+	"encoding/binary"
 	"errors"
 	"maps"
 	"slices"
@@ -18,6 +19,7 @@ const paxXattr = "SCHILY.xattr."
 const (
 	aclAccess   = "system.posix_acl_access"
 	aclDefault  = "system.posix_acl_default"
+	aclVersion  = 2
 	aclHeadLen  = 4
 	aclEntryLen = 8
 	aclUserObj  = 0x01
@@ -103,6 +105,9 @@ func validCapability(v []byte) bool {
 // than the mode is not kept. nil is none.
 func effectiveACL(name string, v []byte, mode uint16) []byte {
 	if len(v) == 0 || len(v) == aclHeadLen { // the kernel removes the list then
+		return nil
+	}
+	if len(v) > aclHeadLen && binary.LittleEndian.Uint32(v) != aclVersion { // which the kernel calls not supported
 		return nil
 	}
 	if name == aclDefault || erofs.CheckXattr(name, v, mode) != "" { // which is reported later
