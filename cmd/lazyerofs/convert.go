@@ -71,8 +71,7 @@ layers wait in --work-dir. Nothing has a name at the target before all of it is 
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.hosts.CertsDir, "hosts-dir", remote.DefaultCertsDir, "`directory` with HOST/hosts.toml, as containerd reads it")
-	f.BoolVar(&o.hosts.PlainHTTP, "plain-http", false, "speak http to registries that hosts.toml says nothing about")
+	addHosts(cmd, &o.hosts)
 	f.StringSliceVar(&o.platforms, "platform", nil, "convert this `os/arch[/variant]`; may be repeated or a list with commas")
 	f.StringVar(&o.output, "output", "plain", "`shape` of the result: plain (EROFS only) or index (tar and EROFS side by side)")
 	f.BoolVar(&o.allPlatforms, "all-platforms", false, "convert every Linux platform of the image")
@@ -125,11 +124,19 @@ func convertImage(ctx context.Context, o *convertFlags, from, to string, stdout,
 		return fmt.Errorf("converting %s: %w", from, err)
 	}
 	if o.asJSON {
-		enc := json.NewEncoder(stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(res)
+		return printJSON(stdout, res)
 	}
 	printConversion(stdout, res)
+	return nil
+}
+
+// printJSON writes a report for programs.
+func printJSON(w io.Writer, report any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(report); err != nil {
+		return fmt.Errorf("printing JSON: %w", err)
+	}
 	return nil
 }
 

@@ -120,6 +120,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no image for the platform,
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		newConvertCmd(),
+		newExportCmd(),
 		newMountCmd(),
 		newUmountCmd(),
 		newInspectCmd(),

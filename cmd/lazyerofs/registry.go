@@ -36,6 +36,13 @@ func (r *registryFlags) open() (*remote.HostSet, ocispec.Platform, error) {
 	return remote.NewHosts(remote.HostsConfig{CertsDir: r.certsDir}), platform, nil
 }
 
+// addHosts adds the flags that say how registries are reached.
+func addHosts(cmd *cobra.Command, cfg *remote.HostsConfig) {
+	f := cmd.Flags()
+	f.StringVar(&cfg.CertsDir, "hosts-dir", remote.DefaultCertsDir, "`directory` with HOST/hosts.toml, as containerd reads it")
+	f.BoolVar(&cfg.PlainHTTP, "plain-http", false, "speak http to registries that hosts.toml says nothing about")
+}
+
 // dockerHosts gives hosts in the form that containerd's resolver takes.
 func dockerHosts(h *remote.HostSet) docker.RegistryHosts {
 	return func(host string) ([]docker.RegistryHost, error) {

@@ -86,10 +86,7 @@ func (s *archiveSource) referrers(ctx context.Context, subject digest.Digest) ([
 }
 
 func (s *archiveSource) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	if s.store == nil {
-		return nil, fmt.Errorf("reading %s: archive is not open", s.name)
-	}
-	ra, err := s.store.ReaderAt(ctx, desc)
+	ra, err := s.ReaderAt(ctx, desc)
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +94,14 @@ func (s *archiveSource) Open(ctx context.Context, desc ocispec.Descriptor) (io.R
 		io.Reader
 		io.Closer
 	}{content.NewReader(ra), ra}, nil
+}
+
+// ReaderAt implements RandomAccess.
+func (s *archiveSource) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	if s.store == nil {
+		return nil, fmt.Errorf("reading %s: archive is not open", s.name)
+	}
+	return s.store.ReaderAt(ctx, desc)
 }
 
 func (s *archiveSource) Close() error {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -36,6 +37,13 @@ type Target interface {
 	Finish(ctx context.Context, root ocispec.Descriptor, raw []byte) error
 	// Close releases what the target holds. Without Finish nothing is published.
 	Close() error
+}
+
+// RandomAccess is implemented by sources on this machine, whose blobs can be
+// read at random.
+type RandomAccess interface {
+	// ReaderAt opens the blob of desc. Nothing is verified.
+	ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error)
 }
 
 // origin is implemented by sources whose blobs a registry can mount from one

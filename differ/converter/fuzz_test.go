@@ -101,11 +101,11 @@ func FuzzRewriteConfig(f *testing.F) {
 	}
 	ids := []digest.Digest{digest.FromString("x")}
 	f.Fuzz(func(t *testing.T, s string) {
-		once, err := rewriteConfig([]byte(s), ids)
+		once, err := rewriteConfig([]byte(s), ids, true)
 		if err != nil {
 			return
 		}
-		twice, err := rewriteConfig(once, ids)
+		twice, err := rewriteConfig(once, ids, true)
 		require.NoError(t, err)
 		require.Equal(t, once, twice)
 		var before, after map[string]json.RawMessage
@@ -113,6 +113,12 @@ func FuzzRewriteConfig(f *testing.F) {
 		require.NoError(t, json.Unmarshal(once, &after))
 		for k := range before {
 			require.Contains(t, after, k)
+		}
+		back, err := rewriteConfig(once, ids, false)
+		require.NoError(t, err)
+		var cfg ocispec.Image
+		if json.Unmarshal(back, &cfg) == nil {
+			require.NotContains(t, cfg.OSFeatures, osFeature)
 		}
 	})
 }

@@ -24,7 +24,9 @@ type conversion struct {
 	dst  Target
 	opts Options
 	keep *keep
-	jobs map[digest.Digest]*job
+	// export is set when native layers become tars.
+	export *ExportOptions
+	jobs   map[digest.Digest]*job
 
 	mu       sync.Mutex
 	warnings []string
@@ -40,11 +42,16 @@ func (c *conversion) warn(format string, args ...any) {
 // Options.Output says. Errors wrap one of the kinds of this package where there is one.
 func Image(ctx context.Context, src Source, dst Target, opts Options) (Result, error) {
 	c := &conversion{src: src, dst: dst, opts: opts.withDefaults(), jobs: make(map[digest.Digest]*job)}
-	res := Result{Source: src.String(), Target: dst.String()}
+	return c.result(ctx)
+}
+
+// result runs the conversion and describes it.
+func (c *conversion) result(ctx context.Context) (Result, error) {
+	res := Result{Source: c.src.String(), Target: c.dst.String()}
 	err := c.run(ctx, &res)
 	slices.Sort(c.warnings) // they come from several goroutines
 	res.Warnings = c.warnings
-	return res, spaceSentence(err, opts.WorkDir)
+	return res, spaceSentence(err, c.opts.WorkDir)
 }
 
 func (c *conversion) run(ctx context.Context, res *Result) (err error) {
@@ -185,7 +192,7 @@ func (c *conversion) writeImage(ctx context.Context, img *image) (ocispec.Descri
 	fail := func(err error) (ocispec.Descriptor, []byte, ImageResult, error) {
 		return ocispec.Descriptor{}, nil, ir, err
 	}
-	config, err := rewriteConfig(img.rawConfig, diffIDs)
+	config, err := rewriteConfig(img.rawConfig, diffIDs, c.export == nil)
 	if err != nil {
 		return fail(err)
 	}

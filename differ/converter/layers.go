@@ -68,6 +68,9 @@ func (c *conversion) convertLayers(ctx context.Context, imgs []*image) error {
 
 // layer brings one layer to the target.
 func (c *conversion) layer(ctx context.Context, j *job) error {
+	if c.export != nil {
+		return c.exportLayer(ctx, j)
+	}
 	if isNative(j.desc.MediaType) {
 		return c.reuse(ctx, j)
 	}

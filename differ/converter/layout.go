@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/plugins/content/local"
 	digest "github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -43,6 +45,14 @@ func (s *layoutSource) Root(context.Context) (ocispec.Descriptor, error) {
 
 func (s *layoutSource) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	return oci.NewStorageFromFS(os.DirFS(s.dir)).Fetch(ctx, desc)
+}
+
+// ReaderAt implements RandomAccess.
+func (s *layoutSource) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	if err := desc.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("descriptor in %s: %w", s.name, err)
+	}
+	return local.OpenReader(filepath.Join(s.dir, ocispec.ImageBlobsDir, desc.Digest.Algorithm().String(), desc.Digest.Encoded()))
 }
 
 // referrers implements referrerLister.

@@ -233,9 +233,10 @@ func (c *conversion) load(ctx context.Context, cand candidate) (*image, error) {
 	return img, nil
 }
 
-// rewriteConfig sets the diff ids and adds the feature "erofs" to the platform.
-// Everything else stays as it was, fields that we do not know included.
-func rewriteConfig(raw []byte, diffIDs any) ([]byte, error) {
+// rewriteConfig sets the diff ids and adds the feature "erofs" to the platform,
+// or takes it away. Everything else stays as it was, fields that we do not know
+// included.
+func rewriteConfig(raw []byte, diffIDs any, native bool) ([]byte, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &fields); err != nil {
 		return nil, fmt.Errorf("config is not a JSON object: %w", err)
@@ -249,7 +250,8 @@ func rewriteConfig(raw []byte, diffIDs any) ([]byte, error) {
 			return nil, fmt.Errorf("os.features of the config: %w", err)
 		}
 	}
-	if !slices.Contains(features, osFeature) {
+	features = slices.DeleteFunc(features, func(f string) bool { return f == osFeature })
+	if native {
 		features = append(features, osFeature)
 	}
 	for key, v := range map[string]any{
@@ -261,6 +263,9 @@ func rewriteConfig(raw []byte, diffIDs any) ([]byte, error) {
 			return nil, err
 		}
 		fields[key] = b
+	}
+	if len(features) == 0 {
+		delete(fields, "os.features")
 	}
 	return json.Marshal(fields)
 }

@@ -9,6 +9,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
+	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/imagedata"
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 	"github.com/lazyerofs/lazyerofs/fs/format"
@@ -128,10 +129,7 @@ func (l *Layer) fill(ctx context.Context, f format.Format, blob remote.Blob, des
 		l.LargestChunk = max(l.LargestChunk, c.Data.Len)
 		l.IndexSize -= c.Blob.Len
 	}
-	r, err := newReader(ctx, blob, plan)
-	if err != nil {
-		return err
-	}
+	r := imagedata.NewReader(ctx, blob, plan)
 	policy := erofs.DefaultPolicy(plan.Data.Size())
 	policy.MetaHint = plan.PinnedHint.End()
 	parsed, err := erofs.Parse(r, policy)

@@ -32,9 +32,13 @@ func New(w io.Writer) Display {
 
 // Line describes a finished layer.
 func Line(layer digest.Digest, r *converter.LayerResult) string {
-	what := fmt.Sprintf("%s, %d inodes, %d chunks, %.1f s", sizes(r.SourceSize, r.Size), r.Inodes, r.Chunks, r.Seconds)
+	what := fmt.Sprintf("%s, %d inodes", sizes(r.SourceSize, r.Size), r.Inodes)
+	if r.Chunks > 0 { // none in a tar
+		what += fmt.Sprintf(", %d chunks", r.Chunks)
+	}
+	what += fmt.Sprintf(", %.1f s", r.Seconds)
 	if r.Reused {
-		what = "native already, " + units.HumanSize(float64(r.Size))
+		what = "carried over, " + units.HumanSize(float64(r.Size))
 	}
 	if r.Resumed {
 		what += ", converted earlier"

@@ -44,7 +44,7 @@ func TestLines(t *testing.T) {
 	var out bytes.Buffer
 	play(New(&out))
 	require.Equal(t, "ca978112ca1b  1kB -> 100B, 3 inodes, 2 chunks, 1.2 s\n", out.String())
-	require.Contains(t, Line(b, &converter.LayerResult{Size: 5, Reused: true, Existed: true}), "native already, 5B, was there")
+	require.Contains(t, Line(b, &converter.LayerResult{Size: 5, Reused: true, Existed: true}), "carried over, 5B, was there")
 }
 
 func TestFileThatIsNoTerminal(t *testing.T) {
