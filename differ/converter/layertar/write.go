@@ -79,15 +79,18 @@ func (e *exporter) entry(path []byte, i erofs.Inode) error {
 	if a.Mode&unix.S_IFMT == unix.S_IFCHR && a.Rdev == 0 {
 		return e.whiteout(name)
 	}
-	if e.tree.Nlink(i) > 1 && !isDir {
-		if first, ok := e.first[i]; ok {
-			return e.header(&tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: first, Mode: int64(a.Mode & 0o7777)})
-		}
-		e.first[i] = name
-	}
 	hdr, opaque, err := e.describe(name, i, a)
 	if err != nil {
 		return err
+	}
+	if e.tree.Nlink(i) > 1 && !isDir {
+		if first, ok := e.first[i]; ok {
+			// Unpackers give the file what the header of a link says, owner and time too;
+			// and chown(2) takes capabilities away, which come again after it.
+			hdr.Typeflag, hdr.Linkname, hdr.Size, hdr.Devmajor, hdr.Devminor = tar.TypeLink, first, 0, 0, 0
+			return e.header(hdr)
+		}
+		e.first[i] = name
 	}
 	if err := e.header(hdr); err != nil {
 		return err

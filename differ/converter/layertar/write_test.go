@@ -132,6 +132,12 @@ func TestFormOfEntries(t *testing.T) {
 	require.Equal(t, byte(tar.TypeReg), got["a-link"].Typeflag, "the first name has the content")
 	require.Equal(t, "a-link", got["dir/file"].Linkname)
 	require.Equal(t, "a-link", got["z-link"].Linkname)
+	for _, link := range []string{"dir/file", "z-link"} {
+		require.Equal(t, byte(tar.TypeLink), got[link].Typeflag)
+		require.Equal(t, got["a-link"].ModTime, got[link].ModTime, "an unpacker gives it to the file")
+		require.Equal(t, got["a-link"].Mode, got[link].Mode)
+		require.Equal(t, got["a-link"].PAXRecords[paxXattr+"security.capability"], got[link].PAXRecords[paxXattr+"security.capability"])
+	}
 	require.EqualValues(t, 300, got["tty"].Devminor)
 	require.EqualValues(t, 70_000, got["disk"].Devminor)
 	for _, marker := range []string{"dir/.wh.gone", ".wh.top", "opaque/.wh..wh..opq", "replaced/.wh..wh..opq"} {
