@@ -38,7 +38,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("DOCKER_CONFIG", filepath.Join(env.WorkDir, ".docker"))
 			return nil
 		},
-		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"layout": scriptLayout, "signed": scriptSigned},
+		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"layout": scriptLayout, "signed": scriptSigned, "spoil": scriptSpoil},
 		RequireExplicitExec: false,
 	})
 }
@@ -112,4 +112,22 @@ func scriptSigned(ts *testscript.TestScript, _ bool, args []string) {
 	raw, err = json.Marshal(index)
 	ts.Check(err)
 	ts.Check(os.WriteFile(file, raw, 0o644))
+}
+
+// scriptSpoil is "spoil DIR": changes a byte of the largest blob of a layout.
+func scriptSpoil(ts *testscript.TestScript, _ bool, args []string) {
+	names, err := filepath.Glob(filepath.Join(ts.MkAbs(args[0]), "blobs/sha256/*"))
+	ts.Check(err)
+	var largest []byte
+	var file string
+	for _, n := range names {
+		b, err := os.ReadFile(n)
+		ts.Check(err)
+		if len(b) > len(largest) && !json.Valid(b) {
+			largest, file = b, n
+		}
+	}
+	largest[len(largest)/3] ^= 1
+	ts.Check(os.Chmod(file, 0o644))
+	ts.Check(os.WriteFile(file, largest, 0o644))
 }

@@ -68,7 +68,9 @@ const (
 	// Copy means that the source blob goes to the target as it is, for an Index;
 	// bytes are those of the source blob.
 	Copy
-	// Done means that the layer is at the target.
+	// Check means that the blob is read and held against its digests; bytes are its own.
+	Check
+	// Done means that the layer is at the target, or checked.
 	Done
 )
 
@@ -81,6 +83,8 @@ func (p Phase) String() string {
 		return "pushing"
 	case Copy:
 		return "copying"
+	case Check:
+		return "checking"
 	}
 	return "done"
 }

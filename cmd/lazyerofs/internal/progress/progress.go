@@ -121,7 +121,7 @@ func (b *bars) Show(e converter.Event) {
 
 // add is called with mu held.
 func (b *bars) add(e converter.Event) *bar {
-	x := &bar{phase: e.Phase}
+	x := &bar{phase: e.Phase, line: short(e.Layer) + "  done"}
 	b.each[e.Layer] = x
 	x.bar = b.p.AddBar(e.Total+1,
 		mpb.PrependDecorators(decor.Any(func(decor.Statistics) string {

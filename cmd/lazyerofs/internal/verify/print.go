@@ -1,0 +1,38 @@
+package verify
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/docker/go-units"
+)
+
+// Print writes for people what was checked; faults are for standard error.
+func (r *Report) Print(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "LAYER\tKIND\tSIZE\tCHUNKS\tINODES\tRESULT")
+	for _, l := range r.Layers {
+		result := "good"
+		if l.NotLazy != "" {
+			result = "good, not lazy"
+		}
+		if l.Faults > 0 {
+			result = fmt.Sprintf("%d faults", l.Faults)
+		}
+		hex := l.Digest.Encoded()
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\n", hex[:min(12, len(hex))], l.Kind, units.HumanSize(float64(l.Size)), l.Chunks, l.Inodes, result)
+	}
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	verdict := "good"
+	if !r.Sound {
+		verdict = fmt.Sprintf("%d faults", len(r.Faults))
+	}
+	if _, err := fmt.Fprintf(w, "%s@%s: %d documents, %d layers, %s: %s\n", r.Image, r.Digest, r.Documents, len(r.Layers),
+		units.HumanSize(float64(r.Bytes)), verdict); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
+}
