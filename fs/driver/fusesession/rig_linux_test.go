@@ -296,7 +296,7 @@ func childServer(mode string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("serving")
+	fmt.Fprintln(os.Stdout, "serving")
 	<-s.Done()
 	return nil
 }

@@ -158,6 +158,7 @@ func TestKilledServer(t *testing.T) {
 	for what, replay := range map[string]bool{"resend": false, "replay": true} {
 		t.Run(what, func(t *testing.T) {
 			r := newRig(t, nil)
+			r.readAll() // once: closing files needs no server any more
 			require.NoError(t, r.s.Shutdown(t.Context()))
 			for range 3 {
 				child := r.startChild("hold")
@@ -165,7 +166,7 @@ func TestKilledServer(t *testing.T) {
 				require.Eventually(t, func() bool { return r.unanswered() >= 3 }, patience, time.Millisecond)
 				require.NoError(t, child.Process.Kill())
 				require.Error(t, child.Wait())
-				require.GreaterOrEqual(t, r.unanswered(), 3)
+				require.Positive(t, r.unanswered())
 
 				conf := r.config()
 				conf.ReplayJournal = replay
@@ -188,6 +189,7 @@ func TestKilledTwice(t *testing.T) {
 	for what, replay := range map[string]bool{"resend": false, "replay": true} {
 		t.Run(what, func(t *testing.T) {
 			r := newRig(t, nil)
+			r.readAll() // once: closing files needs no server any more
 			require.NoError(t, r.s.Shutdown(t.Context()))
 			waiting := []<-chan error{r.reader(2), r.reader(3)}
 			for range 2 {
