@@ -39,6 +39,8 @@ type MountConfig struct {
 	DirectIO bool
 	// ReadAheadKB is the read-ahead of the mount in KiB; 0 leaves the kernel's.
 	ReadAheadKB int
+	// Loop says whether loop devices may stand for the files.
+	Loop Loop
 	// Suid and Dev make set-user-ID bits and device nodes work in this mount.
 	// Neither is needed below an overlay or for a bind mount that sets its own
 	// flags: there the flags of the upper mount count.
@@ -49,7 +51,8 @@ type MountConfig struct {
 type MountInfo struct {
 	// Target is the absolute mount point.
 	Target string
-	// Superblock is the name below /sys/fs/erofs and /sys/class/bdi.
+	// Superblock is the name below /sys/fs/erofs, for SuperblockAlive; that of a
+	// loop device has its disk sequence number behind an @ where there is one.
 	Superblock string
 }
 
@@ -69,6 +72,10 @@ func Mount(ctx context.Context, cfg MountConfig) (info MountInfo, err error) {
 		}
 	}()
 	mount, name, err := detachedNamed(ctx, cfg)
+	if cfg.Loop == LoopFallback && errors.Is(err, unix.ENOTBLK) {
+		cfg.Loop = LoopAlways
+		mount, name, err = detachedNamed(ctx, cfg)
+	}
 	if errors.Is(err, unix.ENOTBLK) {
 		return info, fmt.Errorf("%w (%w): %w", err, kernel.ErrNotSupported, ErrNeedsBlockDevice)
 	}
@@ -141,7 +148,15 @@ func detached(ctx context.Context, cfg MountConfig) (*os.File, error) {
 		return nil, err
 	}
 	defer fsc.Close()
-	for i, path := range append([]string{cfg.Source}, cfg.Devices...) {
+	paths := append([]string{cfg.Source}, cfg.Devices...)
+	if cfg.Loop == LoopAlways {
+		var held []*loop
+		if paths, held, err = loops(cfg); err != nil {
+			return nil, err
+		}
+		defer closeLoops(held) //nolint:errcheck // they were only read
+	}
+	for i, path := range paths {
 		key := "device"
 		if i == 0 {
 			key = "source"
@@ -157,7 +172,7 @@ func detached(ctx context.Context, cfg MountConfig) (*os.File, error) {
 			return nil, err
 		}
 	}
-	if cfg.DirectIO {
+	if cfg.DirectIO && cfg.Loop != LoopAlways { // a loop device has a flag for it
 		if err := fsc.SetFlag("directio"); err != nil {
 			return nil, err
 		}
@@ -219,7 +234,11 @@ func SetReadAhead(target string, kb int) error {
 }
 
 func setReadAhead(superblock string, kb int) error {
-	path := filepath.Join("/sys/class/bdi", superblock, "read_ahead_kb")
+	bdi, err := bdiName(superblock)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join("/sys/class/bdi", bdi, "read_ahead_kb")
 	if err := os.WriteFile(path, []byte(strconv.Itoa(kb)), 0); err != nil {
 		return fmt.Errorf("setting the read-ahead of %s: %w", superblock, err)
 	}
@@ -230,16 +249,20 @@ const sysfsEROFS = "/sys/fs/erofs"
 
 // SuperblockOf returns the name of the superblock mounted at target, such as
 // "erofs-7". Kernels that cannot tell (EROFS answers FS_IOC_GETFSSYSFSPATH
-// only in newer ones) give ENOTTY: keep the name that Mount returned.
+// only in newer ones, and only files need it) give ENOTTY: keep the name that Mount returned.
 func SuperblockOf(target string) (string, error) {
 	return superblockName(unix.AT_FDCWD, target)
 }
 
 // SuperblockAlive reports whether a superblock of that name exists. An overlay
 // keeps its layers' superblocks alive after they are unmounted; while one
-// lives, its data file may not be punched or reused. Names are never reused
-// before a reboot.
+// lives, its data file may not be punched or reused. Names are not reused before
+// a reboot, but those of loop devices are on kernels before 5.15: there the
+// answer may be yes for another mount.
 func SuperblockAlive(name string) bool {
+	if isBlockName(name) {
+		return blockAlive(name)
+	}
 	if !isSuperblockName(name) {
 		return false
 	}
@@ -250,8 +273,12 @@ func SuperblockAlive(name string) bool {
 // isSuperblockName keeps "features" and path elements out.
 func isSuperblockName(name string) bool {
 	digits, ok := strings.CutPrefix(name, "erofs-")
+	return ok && isNumber(digits)
+}
+
+func isNumber(digits string) bool {
 	_, err := strconv.ParseUint(digits, 10, 64)
-	return ok && err == nil
+	return err == nil
 }
 
 // fsSysfsPath is struct fs_sysfs_path of FS_IOC_GETFSSYSFSPATH (uapi/linux/fs.h).
@@ -277,6 +304,13 @@ func superblockName(dir int, name string) (string, error) {
 	}
 	if uint32(st.Type) != superMagic {
 		return "", fmt.Errorf("%s is not on EROFS: %w", name, unix.EINVAL)
+	}
+	var dev unix.Stat_t
+	if err := unix.Fstat(fd, &dev); err != nil {
+		return "", fmt.Errorf("stat %s: %w", name, err)
+	}
+	if unix.Major(dev.Dev) != 0 {
+		return blockName(dev.Dev)
 	}
 	var p fsSysfsPath
 	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocGetFsSysfsPath, uintptr(unsafe.Pointer(&p))); e != 0 {

@@ -211,6 +211,9 @@ func (r *rig) await(c <-chan struct{}, what string) {
 	select {
 	case <-c:
 	case <-time.After(patience):
+		if os.Getenv("DUMP") != "" {
+			panic("dump")
+		}
 		require.FailNow(r, "waited too long for "+what)
 	}
 }

@@ -175,8 +175,8 @@ func TestKilledServer(t *testing.T) {
 					require.NoError(t, r.result(c))
 				}
 				r.readAll()
-				require.Zero(t, r.unanswered())
 				require.NoError(t, r.s.Shutdown(t.Context()))
+				require.Zero(t, r.unanswered())
 			}
 			r.adopt(r.config())
 			r.end()
