@@ -86,3 +86,26 @@ func readInit(fd int) error {
 	}
 	return nil
 }
+
+// ProbeImage is a small EROFS image with the features that our layers use, the
+// name of the one file in its root, and what that holds: for probes that other
+// packages carry out.
+func ProbeImage() (image []byte, name string, content []byte) {
+	image, content = probeImage()
+	return image, probeFile, content
+}
+
+// EROFSRefusal makes of the error of a mount of ProbeImage from a FUSE file or a
+// loop device the answer of a probe.
+func EROFSRefusal(err error) error {
+	if err == nil || errors.Is(err, ErrNotSupported) {
+		return err
+	}
+	return refusal("mounting an EROFS image", err, map[unix.Errno]string{
+		unix.ENODEV:     "the kernel has no EROFS; enable CONFIG_EROFS_FS or load the module erofs",
+		unix.ENOTBLK:    "the kernel mounts EROFS neither from a FUSE file nor from a loop device",
+		unix.ENOENT:     "there are no loop devices; load the module loop, or give the container /dev/loop-control",
+		unix.EINVAL:     "the kernel's EROFS lacks chunk-based files or device tables; Linux 5.16 or newer is needed",
+		unix.EOPNOTSUPP: "the kernel's EROFS lacks a feature of the image; Linux 5.16 or newer is needed",
+	})
+}

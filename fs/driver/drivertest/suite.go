@@ -24,8 +24,12 @@ const deadline = 30 * time.Second
 type Harness struct {
 	// New returns a driver whose process inherited these descriptors from k.
 	New func(tb testing.TB, k *Keeper, inherited driver.Inheritance) driver.Server
-	// DataOf returns the descriptor on which a successor must open the layer.
+	// DataOf returns the descriptor on which a successor must open the layer. Nil
+	// when it may open the data file as it likes: then no writers are kept.
 	DataOf func(inherited driver.Inheritance, layerID string) *os.File
+	// LeavesAtOnce says that a layer that becomes complete while it is mounted is
+	// out of the driver's hands then, and not only when it is mounted again.
+	LeavesAtOnce bool
 }
 
 // Run checks every law, with the metadata in the data file and beside it.

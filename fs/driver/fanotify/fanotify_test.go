@@ -33,6 +33,7 @@ func TestLaws(t *testing.T) {
 
 func harness(conf Config) drivertest.Harness {
 	return drivertest.Harness{
+		LeavesAtOnce: true,
 		New: func(tb testing.TB, k *drivertest.Keeper, inherited driver.Inheritance) driver.Server {
 			conf.Inherited = inherited
 			return newDriver(tb, k, conf)

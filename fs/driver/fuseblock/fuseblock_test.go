@@ -1,0 +1,42 @@
+package fuseblock
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
+)
+
+func TestMain(m *testing.M) { drivertest.Main(m) }
+
+func newDriver(tb testing.TB, k *drivertest.Keeper, conf Config) *Driver {
+	conf.Keeper = k
+	d, err := New(context.Background(), conf)
+	require.NoError(tb, err)
+	return d
+}
+
+func TestLaws(t *testing.T) {
+	for name, conf := range map[string]Config{
+		"default":  {},
+		"replay":   {ReplayJournal: true, Loops: 1},
+		"few":      {MaxInFlight: 3, Loops: 2},
+		"directio": {DirectIO: true, ReadAheadKB: 1024},
+		"loop":     {LoopDevices: true},
+		"loop dio": {LoopDevices: true, DirectIO: true, ReadAheadKB: 1024, ReplayJournal: true},
+	} {
+		t.Run(name, func(t *testing.T) { drivertest.Run(t, harness(conf)) })
+	}
+}
+
+func harness(conf Config) drivertest.Harness {
+	return drivertest.Harness{
+		New: func(tb testing.TB, k *drivertest.Keeper, inherited driver.Inheritance) driver.Server {
+			conf.Inherited = inherited
+			return newDriver(tb, k, conf)
+		},
+	}
+}
