@@ -1,0 +1,240 @@
+package fusetree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/fusesession"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
+	"github.com/lazyerofs/lazyerofs/fs/kernel"
+)
+
+// Driver shows the parsed metadata of layers through FUSE. It is safe for
+// concurrent use.
+type Driver struct {
+	conf     Config
+	ctx      context.Context // of the connections; carries the logger
+	stats    counters
+	stopping chan struct{} // closed by Shutdown
+	watchers sync.WaitGroup
+
+	mu      sync.Mutex
+	down    bool
+	orphans map[string]string // inherited connections that were not adopted, with their layers
+	mounts  map[*mount]struct{}
+}
+
+// New returns the driver. It serves what conf.Inherited holds once it is adopted.
+func New(ctx context.Context, conf Config) (*Driver, error) {
+	if conf.Keeper == nil {
+		return nil, errors.New("the fusetree driver needs a keeper of descriptors")
+	}
+	return &Driver{
+		conf: conf, ctx: context.WithoutCancel(ctx), stopping: make(chan struct{}),
+		orphans: sessionsIn(conf.Inherited), mounts: map[*mount]struct{}{},
+	}, nil
+}
+
+// Name returns "fusetree".
+func (d *Driver) Name() string { return Name }
+
+// Probe mounts an empty tree the way that Mount does and unmounts it again.
+func (d *Driver) Probe(string) (err error) {
+	dir, err := os.MkdirTemp("", "lazyerofs-probe-")
+	if err != nil {
+		return fmt.Errorf("probing FUSE: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.Remove(dir)) }()
+	t, err := erofs.NewBuilder().Tree()
+	if err != nil {
+		return fmt.Errorf("probing FUSE: %w", err)
+	}
+	fs, err := newTree(t, nil, &counters{})
+	if err != nil {
+		return err
+	}
+	s, err := fusesession.Mount(d.ctx, d.mountConfig(dir), d.session("probe", forgetful{}, fs))
+	if err != nil {
+		return errors.Join(fmt.Errorf("mounting through FUSE: %w", err), kernel.ErrNotSupported)
+	}
+	if err := s.Unmount(); err != nil {
+		return err
+	}
+	<-s.Done()
+	return nil
+}
+
+// forgetful is the keeper of a probe: should this process die, nothing stays.
+type forgetful struct{}
+
+// Put keeps nothing.
+func (forgetful) Put(string, *os.File) error { return nil }
+
+// Remove has nothing to drop.
+func (forgetful) Remove(string) error { return nil }
+
+// Mount shows a layer whose metadata is resident. A complete layer is mounted by
+// the kernel's EROFS where it can, and then needs this process no more.
+func (d *Driver) Mount(ctx context.Context, target string, l driver.Layer) (driver.Mount, error) {
+	if complete(l) {
+		if m, err := d.mountKernel(ctx, target, l); err == nil {
+			return m, nil
+		}
+	}
+	fs, err := d.layerTree(ctx, l)
+	if err != nil {
+		return nil, fmt.Errorf("mounting layer %s at %s: %w", l.ID(), target, err)
+	}
+	m, err := d.mount(ctx, target, l.ID(), fs)
+	if err != nil {
+		return nil, fmt.Errorf("mounting layer %s at %s: %w", l.ID(), target, err)
+	}
+	return m, nil
+}
+
+// MountImage shows what overlayfs would show of layers, bottom first, in one
+// mount that takes no more privilege than fusermount3. The metadata of all of
+// them is resident.
+func (d *Driver) MountImage(ctx context.Context, target string, layers []driver.Layer) (driver.Mount, error) {
+	fs, err := d.imageTree(ctx, layers)
+	if err != nil {
+		return nil, fmt.Errorf("mounting %d layers at %s: %w", len(layers), target, err)
+	}
+	m, err := d.mount(ctx, target, imageID, fs)
+	if err != nil {
+		return nil, fmt.Errorf("mounting %d layers at %s: %w", len(layers), target, err)
+	}
+	return m, nil
+}
+
+func (d *Driver) mount(ctx context.Context, target, id string, fs *tree) (*mount, error) {
+	m, err := d.newMount(target)
+	if err != nil {
+		return nil, err
+	}
+	m.session, err = fusesession.Mount(ctx, d.mountConfig(target), d.session(sessionName(target, id), d.conf.Keeper, fs))
+	if err == nil {
+		if err = errors.Join(meet(target), d.readAhead(target)); err != nil {
+			err = errors.Join(err, m.session.Unmount())
+		}
+	}
+	if err != nil {
+		d.forget(m)
+		return nil, err
+	}
+	return m, d.watch(m)
+}
+
+// Adopt takes over a predecessor's mount of a layer, which nobody notices.
+func (d *Driver) Adopt(ctx context.Context, target string, l driver.Layer) (driver.Mount, error) {
+	if super, err := erofs.SuperblockOf(target); err == nil {
+		return d.adoptKernel(target, super)
+	}
+	fs, err := d.layerTree(ctx, l)
+	if err != nil {
+		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
+	}
+	m, err := d.adopt(target, l.ID(), fs)
+	if err != nil {
+		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
+	}
+	return m, nil
+}
+
+// AdoptImage is Adopt for a mount of MountImage, with the same layers.
+func (d *Driver) AdoptImage(ctx context.Context, target string, layers []driver.Layer) (driver.Mount, error) {
+	fs, err := d.imageTree(ctx, layers)
+	if err != nil {
+		return nil, fmt.Errorf("adopting %d layers at %s: %w", len(layers), target, err)
+	}
+	m, err := d.adopt(target, imageID, fs)
+	if err != nil {
+		return nil, fmt.Errorf("adopting %d layers at %s: %w", len(layers), target, err)
+	}
+	return m, nil
+}
+
+func (d *Driver) adopt(target, id string, fs *tree) (*mount, error) {
+	name := sessionName(target, id)
+	m, err := d.newMount(target)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	_, left := d.orphans[name]
+	delete(d.orphans, name)
+	d.mu.Unlock()
+	if !left {
+		d.forget(m)
+		return nil, ErrNotInherited
+	}
+	m.session, err = fusesession.Adopt(d.ctx, target, d.session(name, d.conf.Keeper, fs), d.conf.Inherited)
+	if err != nil {
+		d.forget(m)
+		return nil, err
+	}
+	return m, d.watch(m)
+}
+
+// Settle ends the connections that nobody adopted: their readers get ENOTCONN.
+// It returns the IDs of their layers; those of an image have none.
+func (d *Driver) Settle() ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.down {
+		return nil, ErrShutdown
+	}
+	var ids []string
+	var errs []error
+	for name, id := range d.orphans {
+		errs = append(errs, fusesession.Discard(fusesession.Config{Name: name, Keeper: d.conf.Keeper}, d.conf.Inherited))
+		if id != "" && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	clear(d.orphans)
+	return ids, errors.Join(errs...)
+}
+
+// Shutdown leaves every mount to a successor. Reads in progress end before; when
+// ctx ends first they fail.
+func (d *Driver) Shutdown(ctx context.Context) error {
+	d.mu.Lock()
+	if d.down {
+		d.mu.Unlock()
+		return ErrShutdown
+	}
+	d.down = true
+	close(d.stopping)
+	var served []*mount
+	for m := range d.mounts {
+		served = append(served, m)
+	}
+	d.mu.Unlock()
+	var wait sync.WaitGroup
+	errs := make([]error, len(served))
+	for k, m := range served {
+		wait.Go(func() { errs[k] = m.stop(ctx) })
+	}
+	wait.Wait()
+	d.watchers.Wait()
+	return errors.Join(errs...)
+}
+
+// Stats counts over all mounts.
+func (d *Driver) Stats() driver.Stats {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := driver.Stats{Hits: d.stats.hits.Load(), Misses: d.stats.misses.Load(), Denied: d.stats.denied.Load()}
+	for m := range d.mounts {
+		if !d.down && m.session != nil {
+			s.Served++
+		}
+	}
+	return s
+}

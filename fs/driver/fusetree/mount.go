@@ -1,0 +1,245 @@
+package fusetree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/fusesession"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
+)
+
+// mount is one mount point: a connection, or an EROFS superblock of a layer that
+// was complete.
+type mount struct {
+	d       *Driver
+	target  string
+	session *fusesession.Session // nil: the kernel's EROFS
+	super   string               // erofs-<n>, without a session
+	done    chan struct{}
+}
+
+// opRead is FUSE_READ (uapi/linux/fuse.h), the one request that waits.
+const opRead = 15
+
+// session says how a tree is served.
+func (d *Driver) session(name string, keeper driver.Keeper, fs *tree) fusesession.Config {
+	c := fusesession.Config{
+		Name: name, Keeper: keeper, FS: fs,
+		Options: fuse.MountOptions{
+			EnableSymlinkCaching: true,
+			// Nothing ever changes, so nothing is ever to be looked at again.
+			ExplicitDataCacheControl: true,
+			ExtraCapabilities:        fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO,
+		},
+		Prompt: func(opcode uint32, _ uint64) bool { return opcode != opRead },
+	}
+	if !d.conf.Private && fs.hasACL() {
+		c.Options.EnableAcl = true
+		c.Options.ExtraCapabilities |= fuse.CAP_POSIX_ACL
+	}
+	return c
+}
+
+func (d *Driver) mountConfig(target string) fusesession.MountConfig {
+	return fusesession.MountConfig{
+		Target: target, Source: "lazyerofs", Subtype: "lazyerofs",
+		AllowOther: !d.conf.Private, DefaultPermissions: !d.conf.Private,
+		// As with the other drivers: whoever shows the layer to a container sets the
+		// flags. fusermount3 gives them to root only.
+		Suid: os.Geteuid() == 0, Dev: os.Geteuid() == 0,
+		Helper: os.Geteuid() != 0,
+	}
+}
+
+// Bind learns what was agreed with the kernel.
+func (s *tree) Bind(session *fusesession.Session) {
+	s.bind(session.Agreed(), session.Context)
+}
+
+// meet lets the kernel ask for the root's attributes, which it then knows for ever:
+// who looks for the mount by stat(2) must get an answer also while nobody serves,
+// a successor of this process among them.
+func meet(target string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(target, &st); err != nil {
+		return fmt.Errorf("looking at the new mount: %w", err)
+	}
+	return nil
+}
+
+// readAhead raises the read-ahead of a mount, which a FUSE server can only lower.
+func (d *Driver) readAhead(target string) error {
+	if d.conf.ReadAheadKB == 0 {
+		return nil
+	}
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, target, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
+		return fmt.Errorf("looking at the mount: %w", err)
+	}
+	bdi := fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)
+	err := os.WriteFile(filepath.Join("/sys/class/bdi", bdi, "read_ahead_kb"), []byte(strconv.Itoa(d.conf.ReadAheadKB)), 0)
+	if errors.Is(err, os.ErrPermission) {
+		return nil // an ordinary user keeps the kernel's
+	}
+	if err != nil {
+		return fmt.Errorf("setting the read-ahead of the mount: %w", err)
+	}
+	return nil
+}
+
+func (d *Driver) newMount(target string) (*mount, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.down {
+		return nil, ErrShutdown
+	}
+	m := &mount{d: d, target: target, done: make(chan struct{})}
+	d.mounts[m] = struct{}{}
+	return m, nil
+}
+
+func (d *Driver) forget(m *mount) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.mounts, m)
+}
+
+// watch lets go of a mount when nothing holds it any more. Shutdown may have come
+// while it was made.
+func (d *Driver) watch(m *mount) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.down {
+		if m.session != nil {
+			return errors.Join(ErrShutdown, m.session.Shutdown(d.ctx))
+		}
+		return ErrShutdown
+	}
+	d.watchers.Go(func() { // ends with the mount or with Shutdown
+		if m.ended() {
+			d.forget(m)
+			close(m.done)
+		}
+	})
+	return nil
+}
+
+// ended waits for the end of the mount; false when Shutdown came first.
+func (m *mount) ended() bool {
+	if m.session != nil {
+		select {
+		case <-m.session.Done():
+			return true
+		case <-m.d.stopping:
+			return false
+		}
+	}
+	// The kernel tells nobody, so this looks, ever less often.
+	delay := 2 * time.Millisecond
+	t := time.NewTimer(delay)
+	defer t.Stop()
+	for erofs.SuperblockAlive(m.super) {
+		t.Reset(delay)
+		select {
+		case <-t.C:
+		case <-m.d.stopping:
+			return false
+		}
+		delay = min(2*delay, time.Second)
+	}
+	return true
+}
+
+// mountKernel mounts a complete layer without FUSE.
+func (d *Driver) mountKernel(ctx context.Context, target string, l driver.Layer) (*mount, error) {
+	conf := erofs.MountConfig{Source: l.Data().Name(), Target: target, ReadAheadKB: d.conf.ReadAheadKB, Suid: true, Dev: true}
+	if meta := l.Meta(); meta != nil {
+		conf.Source, conf.Devices = meta.Name(), []string{conf.Source}
+	}
+	for _, name := range append(conf.Devices, conf.Source) {
+		if st, err := os.Stat(name); err != nil || !st.Mode().IsRegular() {
+			return nil, fmt.Errorf("%s is not there by name", name)
+		}
+	}
+	m, err := d.newMount(target)
+	if err != nil {
+		return nil, err
+	}
+	info, err := erofs.Mount(ctx, conf)
+	if err != nil {
+		d.forget(m)
+		return nil, err
+	}
+	m.super = info.Superblock
+	return m, d.watch(m)
+}
+
+func (d *Driver) adoptKernel(target, super string) (*mount, error) {
+	m, err := d.newMount(target)
+	if err != nil {
+		return nil, err
+	}
+	m.super = super
+	return m, d.watch(m)
+}
+
+// Target returns the mount point.
+func (m *mount) Target() string { return m.target }
+
+// Done is closed when nothing holds the mount any more.
+func (m *mount) Done() <-chan struct{} { return m.done }
+
+// Close detaches the mount from its target. Whoever still reads goes on reading;
+// Done says when nobody does.
+func (m *mount) Close(context.Context) error {
+	select {
+	case <-m.done:
+		return nil
+	case <-m.d.stopping:
+		return fmt.Errorf("unmounting %s: %w", m.target, ErrShutdown)
+	default:
+	}
+	// Not mountinfo.Mounted, which calls stat.
+	there, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(m.target))
+	if err != nil {
+		return fmt.Errorf("unmounting %s: %w", m.target, err)
+	}
+	if len(there) == 0 {
+		return nil // closed before, or unmounted by someone else
+	}
+	if m.session != nil {
+		err = m.session.Unmount()
+	} else {
+		err = unix.Unmount(m.target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	}
+	if err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmounting %s: %w", m.target, err)
+	}
+	return nil
+}
+
+// Release leaves the mount to a successor. It is meant for after Shutdown, which
+// has done so.
+func (m *mount) Release() error { return m.stop(m.d.ctx) }
+
+// stop ends the service of the mount here, not the mount.
+func (m *mount) stop(ctx context.Context) error {
+	if m.session == nil {
+		return nil
+	}
+	err := m.session.Shutdown(ctx)
+	if errors.Is(err, fusesession.ErrShutdown) {
+		return nil
+	}
+	return err
+}
