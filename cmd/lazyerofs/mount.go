@@ -22,16 +22,43 @@ import (
 // command line.
 const mountNamespace = "lazyerofs"
 
-// instanceFlags adds the flags that choose the standalone daemon.
-func instanceFlags(cmd *cobra.Command, i *standalone.Instance) {
+// instanceFlags choose the daemon that serves the mounts.
+type instanceFlags struct {
+	root, address string
+	rootless      bool
+}
+
+func (i *instanceFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&i.Root, "root", standalone.DefaultRoot, "state `directory` of the daemon that serves the mounts")
-	f.StringVar(&i.Address, "address", standalone.DefaultAddress, "`socket` of that daemon")
+	f.StringVar(&i.root, "root", "", "state `directory` of the daemon that serves the mounts (default "+standalone.DefaultRoot+
+		", with --rootless ~/.local/share/lazyerofs)")
+	f.StringVar(&i.address, "address", "", "`socket` of that daemon (default "+standalone.DefaultAddress+
+		", with --rootless in $XDG_RUNTIME_DIR)")
+	f.BoolVar(&i.rootless, "rootless", os.Geteuid() != 0, "mount through FUSE, without privileges; the default for all but root")
+}
+
+// instance returns the daemon that the flags name.
+func (i *instanceFlags) instance() (standalone.Instance, error) {
+	inst := standalone.Instance{Root: standalone.DefaultRoot, Address: standalone.DefaultAddress}
+	if i.rootless && (i.root == "" || i.address == "") {
+		var err error
+		if inst, err = standalone.User(); err != nil {
+			return inst, err
+		}
+	}
+	inst.Rootless = i.rootless
+	if i.root != "" {
+		inst.Root = i.root
+	}
+	if i.address != "" {
+		inst.Address = i.address
+	}
+	return inst, nil
 }
 
 func newMountCmd() *cobra.Command {
 	var (
-		inst     standalone.Instance
+		choose   instanceFlags
 		pull     registryFlags
 		writable bool
 	)
@@ -40,16 +67,28 @@ func newMountCmd() *cobra.Command {
 		Short: "mount an image without downloading it",
 		Long: `Mount a lazy image at a directory. Nothing is downloaded but metadata; what is
 read is fetched, verified and kept. A daemon in the background serves the mount
-until "lazyerofs umount DIR".`,
+until "lazyerofs umount DIR".
+
+With --rootless, which is the default for all but root, nothing takes privileges
+but fusermount3: the layers are merged and shown through FUSE, to the mounting
+user alone, who can read every file whatever its mode and owner.`,
 		Example: `  lazyerofs mount registry.example.com/app:lazy /mnt
-  lazyerofs mount --writable localhost:5000/python:lazy /mnt`,
+  lazyerofs mount --writable localhost:5000/python:lazy /mnt
+  lazyerofs mount --rootless registry.example.com/app:lazy ~/app`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			inst, err := choose.instance()
+			if err != nil {
+				return err
+			}
 			inst.CertsDir = pull.certsDir
+			if choose.rootless {
+				return mountRootless(cmd.Context(), inst, &pull, args[0], args[1], writable)
+			}
 			return mountImage(cmd.Context(), inst, &pull, args[0], args[1], writable)
 		},
 	}
-	instanceFlags(cmd, &inst)
+	choose.add(cmd)
 	pull.add(cmd)
 	cmd.Flags().BoolVar(&writable, "writable", false, "allow changes, which umount throws away")
 	return cmd
@@ -79,7 +118,7 @@ func mountImage(ctx context.Context, inst standalone.Instance, pull *registryFla
 }
 
 func newUmountCmd() *cobra.Command {
-	var inst standalone.Instance
+	var choose instanceFlags
 	cmd := &cobra.Command{
 		Use:     "umount DIR",
 		Aliases: []string{"unmount"},
@@ -87,6 +126,13 @@ func newUmountCmd() *cobra.Command {
 		Example: "  lazyerofs umount /mnt",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			inst, err := choose.instance()
+			if err != nil {
+				return err
+			}
+			if choose.rootless {
+				return umountRootless(cmd.Context(), inst, args[0])
+			}
 			ctx := namespaces.WithNamespace(cmd.Context(), mountNamespace)
 			conn, err := inst.Dial(ctx)
 			if errors.Is(err, os.ErrNotExist) {
@@ -105,7 +151,7 @@ func newUmountCmd() *cobra.Command {
 			return stopIfIdle(ctx, inst, client)
 		},
 	}
-	instanceFlags(cmd, &inst)
+	choose.add(cmd)
 	return cmd
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"syscall"
@@ -35,7 +36,7 @@ func main() {
 // options are the flags; empty means what the configuration file says.
 type options struct {
 	config, root, address, logLevel string
-	supervise                       bool
+	supervise, rootless             bool
 }
 
 func command() *cobra.Command {
@@ -49,7 +50,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.supervise {
-				return supervise(cmd.Context())
+				return supervise(cmd.Context(), o)
 			}
 			return serve(cmd.Context(), o)
 		},
@@ -59,6 +60,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.root, "root", "", "directory of snapshots and cached layers (default "+builtin().Root+")")
 	f.StringVar(&o.address, "address", "", "socket for containerd (default "+builtin().Address+")")
 	f.StringVar(&o.logLevel, "log-level", "", "trace, debug, info, warn or error (default "+builtin().LogLevel+")")
+	f.BoolVar(&o.rootless, "rootless", false, "mount whole images through FUSE for the user who runs this, as lazyerofs mount asks for them; no containerd")
 	f.BoolVar(&o.supervise, "supervise", false, "keep the daemon running and its descriptors safe, where systemd does not")
 	return cmd
 }
@@ -91,7 +93,7 @@ func (o options) load() (config, error) {
 
 // supervise becomes the parent that keeps descriptors, of a daemon with the same
 // arguments.
-func supervise(ctx context.Context) error {
+func supervise(ctx context.Context, o options) error {
 	exe, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("finding our own binary: %w", err)
@@ -99,8 +101,16 @@ func supervise(ctx context.Context) error {
 	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool {
 		return a == "--supervise" || a == "--supervise=true"
 	})
+	var opts keeper.Options
+	if o.rootless { // an ordinary user may not write to the default
+		c, err := o.load()
+		if err != nil {
+			return err
+		}
+		opts.Dir = filepath.Dir(c.Address)
+	}
 	// The keeper handles signals itself: it may have to outlive them.
-	return keeper.Run(context.WithoutCancel(ctx), append([]string{exe}, args...), keeper.Options{})
+	return keeper.Run(context.WithoutCancel(ctx), append([]string{exe}, args...), opts)
 }
 
 // serve runs the daemon until ctx ends.
@@ -122,6 +132,9 @@ func serve(ctx context.Context, o options) error {
 	c, err := o.load()
 	if err != nil {
 		return err
+	}
+	if o.rootless {
+		return serveRootless(ctx, c, store, left)
 	}
 	d, err := wire(ctx, c, store, left)
 	if err != nil {

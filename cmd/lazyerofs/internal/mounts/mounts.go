@@ -62,7 +62,7 @@ type Client struct {
 // Mount mounts img at dir, an existing directory: read-only, or with a
 // writable layer of its own that Unmount throws away.
 func (c *Client) Mount(ctx context.Context, img *image.Image, dir string, writable bool) (err error) {
-	abs, err := mountPoint(dir)
+	abs, err := Point(dir)
 	if err != nil {
 		return err
 	}
@@ -90,10 +90,10 @@ func (c *Client) Mount(ctx context.Context, img *image.Image, dir string, writab
 	return nil
 }
 
-// mountPoint returns dir as an absolute path without symbolic links and makes
-// sure that an image can be mounted there.
-func mountPoint(dir string) (string, error) {
-	abs, err := resolveDir(dir)
+// Point returns dir as an absolute path without symbolic links and makes sure
+// that an image can be mounted there.
+func Point(dir string) (string, error) {
+	abs, err := Resolve(dir)
 	if err != nil {
 		return "", err
 	}
@@ -114,7 +114,8 @@ func mountPoint(dir string) (string, error) {
 	return abs, nil
 }
 
-func resolveDir(dir string) (string, error) {
+// Resolve returns dir as an absolute path without symbolic links.
+func Resolve(dir string) (string, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return "", fmt.Errorf("finding directory %s: %w", dir, err)
@@ -185,6 +186,18 @@ func layerLabels(img *image.Image, n int, chain, parent string) map[string]strin
 	return l
 }
 
+// Labels returns for each layer of img, bottom first, the labels that containerd
+// would hand to a snapshotter.
+func Labels(img *image.Image) []map[string]string {
+	all := make([]map[string]string, len(img.Manifest.Layers))
+	parent := ""
+	for n, chain := range img.ChainIDs() {
+		all[n] = layerLabels(img, n, chain, parent)
+		parent = chain
+	}
+	return all
+}
+
 // layerList joins as many digests as fit into one label.
 func layerList(layers []ocispec.Descriptor) string {
 	var b strings.Builder
@@ -206,7 +219,7 @@ func layerList(layers []ocispec.Descriptor) string {
 // Unmount unmounts the image at dir and gives up its layers where no other
 // mount uses them. A directory that no image is mounted at is an error.
 func (c *Client) Unmount(ctx context.Context, dir string) error {
-	abs, err := resolveDir(dir)
+	abs, err := Resolve(dir)
 	if err != nil {
 		return err
 	}

@@ -41,22 +41,15 @@ type Instance struct {
 	// Binary is the daemon's executable; empty: lazyerofsd beside this one, then
 	// in $PATH.
 	Binary string
+	// Rootless makes a daemon that is started here serve an ordinary user.
+	Rootless bool
 }
 
 // Dial connects to a daemon that runs; if none answers the error wraps
 // fs.ErrNotExist.
 func (i Instance) Dial(ctx context.Context) (*grpc.ClientConn, error) {
-	// A gRPC client connects in the background and reports late; a plain
-	// connection tells at once whether somebody listens.
-	try, err := new(net.Dialer).DialContext(ctx, "unix", i.Address)
-	if errors.Is(err, unix.ECONNREFUSED) {
-		return nil, fmt.Errorf("no lazyerofs daemon answers at %s: %w: %w", i.Address, fs.ErrNotExist, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("connecting to the lazyerofs daemon: %w", err)
-	}
-	if err := try.Close(); err != nil {
-		return nil, fmt.Errorf("connecting to %s: %w", i.Address, err)
+	if err := i.Answers(ctx); err != nil {
+		return nil, err
 	}
 	conn, err := grpc.NewClient("unix://"+i.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -65,26 +58,47 @@ func (i Instance) Dial(ctx context.Context) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
+// Answers reports whether a daemon runs, by connecting; if none does the error
+// wraps fs.ErrNotExist. A gRPC client connects in the background and reports late.
+func (i Instance) Answers(ctx context.Context) error {
+	try, err := new(net.Dialer).DialContext(ctx, "unix", i.Address)
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("no lazyerofs daemon answers at %s: %w: %w", i.Address, fs.ErrNotExist, err)
+	}
+	if err != nil {
+		return fmt.Errorf("connecting to the lazyerofs daemon: %w", err)
+	}
+	if err := try.Close(); err != nil {
+		return fmt.Errorf("connecting to %s: %w", i.Address, err)
+	}
+	return nil
+}
+
 // Ensure connects to the daemon and starts it first when none answers.
 func (i Instance) Ensure(ctx context.Context) (*grpc.ClientConn, error) {
-	conn, err := i.Dial(ctx)
-	if err == nil {
-		return conn, nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err := i.Start(ctx); err != nil {
 		return nil, err
+	}
+	return i.Dial(ctx)
+}
+
+// Start returns when a daemon answers, and starts one if none does.
+func (i Instance) Start(ctx context.Context) error {
+	err := i.Answers(ctx)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	if err := i.start(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	conn, err = backoff.Retry(ctx, func() (*grpc.ClientConn, error) { return i.Dial(ctx) },
+	_, err = backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, i.Answers(ctx) },
 		backoff.WithBackOff(backoff.NewConstantBackOff(20*time.Millisecond)))
 	if err != nil {
-		return nil, fmt.Errorf("the lazyerofs daemon did not start; see %s: %w", i.logFile(), err)
+		return fmt.Errorf("the lazyerofs daemon did not start; see %s: %w", i.logFile(), err)
 	}
-	return conn, nil
+	return nil
 }
 
 func (i Instance) logFile() string    { return filepath.Join(i.Root, "daemon.log") }
@@ -154,8 +168,11 @@ func (i Instance) start(ctx context.Context) error {
 		return fmt.Errorf("opening the daemon's log: %w", err)
 	}
 	defer logTo.Close()
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), bin,
-		"--supervise", "--root", i.Root, "--address", i.Address, "--config", i.configFile())
+	args := []string{"--supervise", "--root", i.Root, "--address", i.Address, "--config", i.configFile()}
+	if i.Rootless {
+		args = append(args, "--rootless")
+	}
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), bin, args...)
 	cmd.Stdout, cmd.Stderr = logTo, logTo
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
