@@ -10,7 +10,6 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/doctor"
 	"github.com/lazyerofs/lazyerofs/fs/driver/all"
-	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
 )
 
 // noKeeper stands where drivers are only probed: nothing is mounted, so there
@@ -32,12 +31,17 @@ func newDoctorCmd() *cobra.Command {
   lazyerofs doctor --json | jq .driver`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			drivers, err := all.New(cmd.Context(), all.Config{Fanotify: fanotify.Config{Keeper: noKeeper{}}})
+			drivers, err := all.New(cmd.Context(), all.Config{Keeper: noKeeper{}})
 			if err != nil {
 				return err
 			}
-			cfg.Drivers = drivers
+			for _, d := range drivers {
+				cfg.Drivers = append(cfg.Drivers, d)
+			}
 			report, err := doctor.Run(cmd.Context(), cfg)
+			for _, d := range drivers {
+				err = errors.Join(err, d.Shutdown(cmd.Context()))
+			}
 			if err != nil {
 				return err
 			}

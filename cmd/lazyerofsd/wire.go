@@ -168,22 +168,20 @@ func (d *daemon) wireDrivers(ctx context.Context, cacheDir string, left inherita
 		log.G(ctx).WithError(err).Warn("layers are not loaded lazily")
 		return nil, nil, err
 	}
-	list, err = drivers.New(ctx, drivers.Config{Fanotify: fanotify.Config{
+	d.servers, err = drivers.New(ctx, drivers.Config{
 		Keeper:      d.notify,
 		Inherited:   driver.Inheritance(left),
 		ReadAheadKB: readAheadKB,
 		Quarantine:  func(ids []string, why error) { d.files.Quarantine(ids, why) },
-	}})
+	})
 	if err != nil {
 		log.G(ctx).WithError(err).Error("layers are not loaded lazily")
 		return nil, nil, err
 	}
-	for _, each := range list {
-		if s, ok := each.(driver.Server); ok {
-			d.servers = append(d.servers, s)
-			if err := registerDriver(d.metrics, s); err != nil {
-				return nil, nil, fmt.Errorf("registering metrics of driver %s: %w", each.Name(), err)
-			}
+	for _, s := range d.servers {
+		list = append(list, s)
+		if err := registerDriver(d.metrics, s); err != nil {
+			return nil, nil, fmt.Errorf("registering metrics of driver %s: %w", s.Name(), err)
 		}
 	}
 	usable, probes, err := driver.Select(ctx, list, cacheDir, d.c.Driver.Name, d.c.Driver.Forbid)

@@ -40,7 +40,7 @@ func TestSocketOutlivesTheDaemon(t *testing.T) {
 			<-tick.C
 		}
 	}
-	child, err := d.Child()
+	child, err := d.Child(t.Context(), 0)
 	require.NoError(t, err)
 	away(child, unix.SIGKILL)
 	away(d.Pid(), unix.SIGHUP)

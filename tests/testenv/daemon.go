@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 )
 
 // DaemonOptions are what may differ between two private daemons.
@@ -70,24 +68,6 @@ func (d *Daemon) Log() (string, error) {
 
 // Pid is the process that StartDaemon started: the daemon, or its supervisor.
 func (d *Daemon) Pid() int { return d.proc.cmd.Process.Pid }
-
-// Child is the daemon itself, below its supervisor.
-func (d *Daemon) Child() (int, error) {
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.Pid()))
-	if err != nil {
-		return 0, fmt.Errorf("finding the daemon: %w", err)
-	}
-	for _, file := range tasks { // of the thread that started it
-		b, err := os.ReadFile(file)
-		if err != nil {
-			continue // the thread has ended
-		}
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
-			return pid, nil
-		}
-	}
-	return 0, fmt.Errorf("finding the daemon: process %d has no child", d.Pid())
-}
 
 // Stop unmounts the layers, which no container may use any more, and ends the
 // daemon and its supervisor. A supervisor stays for as long as an incomplete
