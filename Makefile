@@ -29,6 +29,7 @@ TESTFLAGS ?=
 IMAGE     ?=
 CMD       ?=
 HOSTS_DIR ?=
+FORBID    ?=
 VM        ?=
 BENCH     ?= starts
 N         ?= 1000
@@ -63,7 +64,7 @@ crash: deps build ## kill the daemon N times (1000) under readers that compare e
 	$(GO) test -count=1 -timeout 0 -v -run '^TestKilledUnderReaders$$' ./tests/crash -args -n $(N) -driver $(DRIVER)
 
 demo: deps containerd build ## cold start, overlayfs against lazyerofs; IMAGE=... CMD='...' for any image
-	$(GO) run ./tests/demo $(if $(IMAGE),-image '$(IMAGE)') $(if $(HOSTS_DIR),-hosts-dir '$(HOSTS_DIR)') -- $(CMD)
+	$(GO) run ./tests/demo $(if $(IMAGE),-image '$(IMAGE)') $(if $(HOSTS_DIR),-hosts-dir '$(HOSTS_DIR)') $(if $(FORBID),-forbid '$(FORBID)') -- $(CMD)
 
 bench: deps containerd build ## medians of 5 runs into tests/bench/results; BENCH=starts, drivers or memory
 	$(GO) run ./tests/bench $(BENCH)

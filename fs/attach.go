@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/containerd/log"
+	"github.com/moby/sys/mountinfo"
 
 	"github.com/lazyerofs/lazyerofs/fs/cache"
 	"github.com/lazyerofs/lazyerofs/fs/driver"
@@ -46,6 +47,14 @@ func (f *FS) mount(ctx context.Context, dir string, s *shared) (driver.Mount, er
 			Warn("a driver failed to mount a layer, trying the next one")
 	}
 	return nil, &MountError{Reason: ReasonDriver, Err: errors.Join(errs...)}
+}
+
+// mountedAt reports whether something is mounted at dir, a path without symbolic
+// links. It looks at the kernel's list and never at dir itself: a FUSE mount that
+// waits to be taken over would have us wait for ourselves.
+func mountedAt(dir string) (bool, error) {
+	there, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	return len(there) > 0, err
 }
 
 // adopt takes over the mount at dir with the driver that made it.

@@ -11,7 +11,6 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/containerd/stargz-snapshotter/fs/source"
-	"github.com/moby/sys/mountinfo"
 	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
@@ -91,7 +90,7 @@ func New(ctx context.Context, c Config) *FS {
 // error is a *MountError. When Mount returns nil, all metadata is local and the
 // strict parser has accepted it.
 func (f *FS) Mount(ctx context.Context, dir string, labels map[string]string) error {
-	mounted, err := mountinfo.Mounted(dir)
+	mounted, err := mountedAt(dir)
 	if err != nil {
 		return &MountError{Reason: ReasonOther, Err: fmt.Errorf("looking at mount point %s: %w", dir, err)}
 	}
@@ -157,7 +156,7 @@ func (f *FS) keep(dir string, m driver.Mount, s *shared) error {
 // MountFile mounts the complete EROFS image in file, which was made or checked on
 // this node, at dir. A live mount there stays.
 func (f *FS) MountFile(ctx context.Context, dir, file string) error {
-	mounted, err := mountinfo.Mounted(dir)
+	mounted, err := mountedAt(dir)
 	if err != nil {
 		return fmt.Errorf("looking at mount point %s: %w", dir, err)
 	}
@@ -216,10 +215,7 @@ func (f *FS) Prune(ctx context.Context) error {
 	var errs []error
 	var gone []driver.Mount
 	for dir, t := range all {
-		mounted, err := mountinfo.Mounted(dir)
-		if errors.Is(err, os.ErrNotExist) {
-			mounted, err = false, nil
-		}
+		mounted, err := mountedAt(dir)
 		if err == nil && !mounted {
 			err = f.Unmount(ctx, dir)
 			if t.mount != nil {

@@ -55,11 +55,12 @@ func (s *Snapshotter) ensureOne(ctx context.Context, l lower) error {
 	}, nil)
 }
 
-// there reports whether something is mounted at target. A target that does not
-// exist or cannot be looked at is not.
+// there reports whether something is mounted at target; what cannot be told is
+// not. It never looks at target itself: a mount that waits to be taken over may
+// have us wait for ourselves.
 func there(target string) bool {
-	mounted, err := mountinfo.Mounted(target)
-	return err == nil && mounted
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(target))
+	return err == nil && len(mounts) > 0
 }
 
 // place mounts l, or has its live mount adopted. The lock of l.id is held.

@@ -73,8 +73,11 @@ func New(root string, files Filesystem, config Config) (*Snapshotter, error) {
 		}
 	}
 	// Mount options carry the root, and a relative one would mean another place
-	// in the process that mounts.
+	// in the process that mounts. The kernel's list of mounts knows no symbolic links.
 	root, err := filepath.Abs(root)
+	if err == nil {
+		root, err = filepath.EvalSymlinks(root)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("finding the snapshot directory: %w", err)
 	}

@@ -34,28 +34,33 @@ const (
 // Overlayfs is containerd's default: everything is downloaded and unpacked.
 func Overlayfs() System { return ctr{name: "overlayfs", snapshotter: "overlayfs", tag: TagTar} }
 
-// Lazyerofs is this repository's snapshotter on converted images.
-func Lazyerofs() System {
-	return ctr{name: "lazyerofs", snapshotter: "lazyerofs", tag: TagLazy, lazy: true}
+// Lazyerofs is this repository's snapshotter on converted images, with the drivers
+// that are not forbidden.
+func Lazyerofs(forbid ...string) System {
+	return ctr{name: "lazyerofs", snapshotter: "lazyerofs", tag: TagLazy, lazy: true, forbid: forbid}
 }
 
 // LazyerofsTar is this repository's snapshotter on an image that was never
 // converted: layers are downloaded and become EROFS on the node.
-func LazyerofsTar() System {
-	return ctr{name: "lazyerofs-tar", snapshotter: "lazyerofs", tag: TagTar, lazy: true}
+func LazyerofsTar(forbid ...string) System {
+	return ctr{name: "lazyerofs-tar", snapshotter: "lazyerofs", tag: TagTar, lazy: true, forbid: forbid}
 }
 
 // ctr is a system that is reached through a snapshotter of containerd.
 type ctr struct {
 	name, snapshotter, tag string
 	lazy                   bool
+	forbid                 []string // drivers
 }
 
 func (s ctr) Name() string { return s.name }
 func (s ctr) Tag() string  { return s.tag }
 
 func (s ctr) Start(ctx context.Context, dir string) (Node, error) {
-	n, err := testenv.StartHost(ctx, dir, testenv.HostOptions{Lazy: s.lazy})
+	n, err := testenv.StartHost(ctx, dir, testenv.HostOptions{
+		Lazy:   s.lazy,
+		Daemon: map[string]any{"driver": map[string]any{"forbid": s.forbid}},
+	})
 	if err != nil {
 		return nil, err
 	}

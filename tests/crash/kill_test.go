@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -54,6 +55,9 @@ func (t *tally) String() string {
 // kill -9 of the daemon at any moment: every read gets the right bytes in the
 // end, and none an error.
 func TestKilledUnderReaders(t *testing.T) {
+	if *driverName != fanotify.Name {
+		mountFuseControl(t)
+	}
 	w := newWorld(t, *driverName)
 	sum := &tally{begin: time.Now()}
 	next := sum.begin.Add(min(outageEvery, time.Duration(*kills)*100*time.Millisecond))
@@ -181,10 +185,24 @@ func (w *world) taken() []int32 {
 	return fds
 }
 
+// fuseControl is where the kernel tells of FUSE connections (fusectl).
+const fuseControl = "/sys/fs/fuse/connections"
+
+// mountFuseControl mounts fusectl where nobody has, as systemd would.
+func mountFuseControl(t *testing.T) {
+	t.Helper()
+	mounted, err := mountinfo.Mounted(fuseControl)
+	require.NoError(t, err)
+	if !mounted {
+		require.NoError(t, unix.Mount("fusectl", fuseControl, "fusectl", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
+		t.Cleanup(func() { require.NoError(t, unix.Unmount(fuseControl, 0)) })
+	}
+}
+
 // waiting stands in for the journal where the kernel itself tells how many
 // requests of a FUSE connection are not answered.
 func waiting(w *world) []int32 {
-	files, err := filepath.Glob("/sys/fs/fuse/connections/*/waiting")
+	files, err := filepath.Glob(fuseControl + "/*/waiting")
 	require.NoError(w, err)
 	for _, file := range files {
 		b, err := os.ReadFile(file)

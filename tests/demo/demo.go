@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -17,7 +18,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"github.com/lazyerofs/lazyerofs/fs/kernel"
 	"github.com/lazyerofs/lazyerofs/tests/coldstart"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
@@ -48,12 +48,18 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	lazy := coldstart.Lazyerofs()
-	if err := kernel.HavePreContent(d.dir); err != nil {
-		d.say("This kernel cannot load layers lazily yet (%v): lazyerofs downloads and unpacks the image.", err)
-		lazy = coldstart.LazyerofsTar()
+	name, why, err := d.driver(ctx)
+	if err != nil {
+		return err
+	}
+	lazy := coldstart.Lazyerofs(d.forbid...)
+	if name == "" {
+		d.say("This machine cannot load layers lazily (%s): lazyerofs downloads and unpacks the image.", why)
+		lazy = coldstart.LazyerofsTar(d.forbid...)
 	} else if err := d.convert(ctx); err != nil {
 		return err
+	} else {
+		d.say("driver: %s", name)
 	}
 	d.say("\nline to the registry: %s; command: %s\n", d.line, strings.Join(d.cmd, " "))
 	full, err := d.measure(ctx, coldstart.Overlayfs())
@@ -74,6 +80,39 @@ func (d *demo) run(ctx context.Context) (err error) {
 	d.say("demo: lazyerofs ready in %.2f s (fetched %.1f of %.1f MB), overlayfs in %.2f s",
 		ours.Ready().Seconds(), mb(ours.Received), mb(size), full.Ready().Seconds())
 	return nil
+}
+
+// driver is what serves lazy layers here, as lazyerofs itself finds out, or "" and
+// why nothing does.
+func (d *demo) driver(ctx context.Context) (name, why string, err error) {
+	path, err := testenv.Tool("lazyerofs")
+	if err != nil {
+		return "", "", err
+	}
+	// It exits with 1 where no driver works, and prints its report all the same.
+	out, runErr := exec.CommandContext(ctx, path, "doctor", "--json", "--root", d.dir).Output()
+	var report struct {
+		Drivers []struct {
+			Name   string `json:"name"`
+			OK     bool   `json:"ok"`
+			Detail string `json:"detail"`
+		} `json:"drivers"`
+	}
+	if err := json.Unmarshal(out, &report); err != nil {
+		return "", "", fmt.Errorf("lazyerofs doctor: %w", errors.Join(runErr, err))
+	}
+	var reasons []string
+	for _, each := range report.Drivers {
+		switch {
+		case slices.Contains(d.forbid, each.Name):
+			reasons = append(reasons, each.Name+": left out")
+		case each.OK:
+			return each.Name, "", nil
+		default:
+			reasons = append(reasons, each.Name+": "+each.Detail)
+		}
+	}
+	return "", strings.Join(reasons, "; "), nil
 }
 
 // buildImage pushes the image that the demo is about by default.

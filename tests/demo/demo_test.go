@@ -66,6 +66,23 @@ func TestDemoRunsAnyImageThroughHostsTOML(t *testing.T) {
 	require.Regexp(t, regexp.MustCompile(`^demo: lazyerofs ready in [0-9.]+ s \(fetched [0-9.]+ of [0-9.]+ MB\), overlayfs in [0-9.]+ s$`), lines[len(lines)-1])
 }
 
+// With another driver it is the same, and with none the image is unpacked, which
+// one sentence says.
+func TestDemoWithOtherDrivers(t *testing.T) {
+	hostsDir, workload := elsewhere(t)
+	for forbid, want := range map[string]string{
+		"fanotify":                               "driver: fuseblock\n",
+		"fanotify,cachefiles,fuseblock,fusetree": "This machine cannot load layers lazily (fanotify: left out; ",
+	} {
+		nothingLeft(t)
+		var out bytes.Buffer
+		args := append([]string{"-image", "docker.io/library/tiny:1", "-hosts-dir", hostsDir, "-rtt", "1ms", "-forbid", forbid, "--"}, workload...)
+		require.NoError(t, run(t.Context(), args, &out), out.String())
+		require.Contains(t, out.String(), want)
+		require.Equal(t, 2, strings.Count(out.String(), "printed: /etc/kept: one"), out.String())
+	}
+}
+
 // cancelOn cancels a context when a text appears in what is written to it.
 type cancelOn struct {
 	text   string

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,6 +20,7 @@ type options struct {
 	image    string
 	cmd      []string
 	hostsDir string
+	forbid   []string
 	line     testenv.Profile
 }
 
@@ -55,6 +57,7 @@ func parse(args []string) (options, error) {
 	f := flag.NewFlagSet("demo", flag.ContinueOnError)
 	f.StringVar(&o.image, "image", "", "reference of an image to use instead of the one that is built")
 	f.StringVar(&o.hostsDir, "hosts-dir", "/etc/containerd/certs.d", "directory with HOST/hosts.toml, for -image")
+	forbid := f.String("forbid", "", "drivers that lazyerofs must not use, with commas between them")
 	f.DurationVar(&o.line.RTT, "rtt", o.line.RTT, "round trip of the line")
 	f.Int64Var(&bandwidth, "bandwidth", 100, "of the line, MB/s")
 	if err := f.Parse(args); err != nil {
@@ -62,6 +65,7 @@ func parse(args []string) (options, error) {
 	}
 	o.line.BytesPerSecond = bandwidth * 1_000_000
 	o.cmd = f.Args()
+	o.forbid = strings.FieldsFunc(*forbid, func(r rune) bool { return r == ',' })
 	if o.image != "" && len(o.cmd) == 0 {
 		return o, fmt.Errorf("an image of your own needs a command that ends: add CMD='...'")
 	}
