@@ -1,12 +1,14 @@
 package fanotify
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
 )
@@ -71,4 +73,37 @@ func benchmark(b *testing.B, img *drivertest.Image, conf Config, marked bool, bl
 	require.NoError(b, d.Shutdown(b.Context()))
 	require.NoError(b, inner.Close())
 	require.NoError(b, k.Close())
+}
+
+// BenchmarkParallel is eight processes that read the same resident file at random
+// with cold page cache: what several events at once cost.
+func BenchmarkParallel(b *testing.B) {
+	const processes = 8
+	img := drivertest.NewBigImage(b, 16<<20)
+	for _, readers := range []int{1, 2} {
+		b.Run(fmt.Sprintf("marked-%d", readers), func(b *testing.B) {
+			k := &drivertest.Keeper{}
+			d := newDriver(b, k, Config{Readers: readers})
+			l := &slow{Layer: drivertest.NewLayer(b, b.TempDir(), "big", img), never: make(chan struct{})}
+			require.NoError(b, l.Fill(b.Context()))
+			target := b.TempDir()
+			m, err := d.Mount(b.Context(), target, l)
+			require.NoError(b, err)
+			events := d.Stats().Hits
+			for b.Loop() {
+				var all errgroup.Group
+				for range processes {
+					all.Go(func() error {
+						_, err := drivertest.TimeReads(b.Context(), filepath.Join(target, "big"), 0)
+						return err
+					})
+				}
+				require.NoError(b, all.Wait())
+			}
+			b.ReportMetric(float64(d.Stats().Hits-events)/b.Elapsed().Seconds(), "events/s")
+			require.NoError(b, m.Close(b.Context()))
+			<-m.Done()
+			require.NoError(b, errors.Join(d.Shutdown(b.Context()), l.Close(), k.Close()))
+		})
+	}
 }
