@@ -23,6 +23,7 @@ import (
 
 var (
 	kills      = flag.Int("n", 20, "how often TestKilledUnderReaders kills the daemon")
+	longest    = flag.Duration("pause", 400*time.Millisecond, "how long TestKilledUnderReaders lets a daemon live, at most")
 	driverName = flag.String("driver", fanotify.Name, "the driver that TestKilledUnderReaders tests")
 )
 
@@ -109,7 +110,7 @@ func (w *world) lose(sum *tally) {
 // of its work, every tenth time twice in a row.
 func (w *world) strike(sum *tally) {
 	pid := w.child(sum.dead)
-	pause(400 * time.Millisecond)
+	pause(*longest)
 	w.kill(sum, pid)
 	if sum.kills%10 == 0 {
 		sum.doubles++
