@@ -41,10 +41,13 @@ func (o *Options) defaults() {
 
 // Delays between two starts. They grow from the first to the second while children
 // die before they are ready. A child that was ready has readers that wait: its
-// successor starts at once, but no sooner than minDelay after its own start.
+// successor starts at once, but no sooner than minDelay after its own start. While
+// descriptors are stored, readers may wait too, and no delay is above waitedFor.
 const (
 	minDelay = 100 * time.Millisecond
 	maxDelay = 5 * time.Second
+
+	waitedFor = time.Second
 )
 
 // ErrNeverReady reports a child that exited before it was ready for the first
@@ -218,6 +221,9 @@ func (s *supervisor) reap(ctx context.Context, status unix.WaitStatus) error {
 
 // later starts the child again after delay.
 func (s *supervisor) later(ctx context.Context, delay time.Duration, why error) {
+	if len(s.shelf.items) > 0 {
+		delay = min(delay, waitedFor)
+	}
 	log.G(ctx).WithError(why).WithField("delay", delay).Error("starting the daemon again")
 	s.restart = time.After(delay)
 }
