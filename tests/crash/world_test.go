@@ -193,6 +193,16 @@ func unused(dir string) bool {
 	return unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
 }
 
+// free ends whoever holds what readers wait for: some cannot be killed before.
+func (w *world) free() {
+	keeper := w.daemon.Pid()
+	_ = unix.Kill(keeper, unix.SIGSTOP)
+	for _, pid := range testenv.ChildrenOf(keeper) {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	_ = unix.Kill(keeper, unix.SIGKILL)
+}
+
 // readers are processes that read the image.
 type readers struct {
 	w    *world
@@ -221,6 +231,10 @@ func (w *world) read(n int) *readers {
 		cmd := exec.CommandContext(ctx, self)
 		cmd.Env = append(os.Environ(), roleEnv+"=reader", dirEnv+"="+w.mount, truthEnv+"="+w.truth)
 		cmd.Stdin = strings.NewReader(strings.Join(mine, "\n"))
+		cmd.Cancel = func() error {
+			w.free()
+			return cmd.Process.Kill()
+		}
 		r.wg.Go(func() { r.run(cmd) })
 	}
 	return r

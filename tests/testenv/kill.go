@@ -20,9 +20,8 @@ func (d *Daemon) Child(ctx context.Context, old int) (int, error) {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
-		pid, err := childOf(d.Pid(), old)
-		if pid != 0 || err != nil {
-			return pid, err
+		if pid := childOf(d.Pid(), old); pid != 0 {
+			return pid, nil
 		}
 		select {
 		case <-tick.C:
@@ -34,13 +33,22 @@ func (d *Daemon) Child(ctx context.Context, old int) (int, error) {
 	}
 }
 
-// childOf returns a child of a process that is not old and not dead; 0 when there
-// is none.
-func childOf(parent, old int) (int, error) {
+// childOf returns a child of a process that is not old; 0 when there is none.
+func childOf(parent, old int) int {
+	for _, pid := range ChildrenOf(parent) {
+		if pid != old {
+			return pid
+		}
+	}
+	return 0
+}
+
+// ChildrenOf returns the children of a process that live.
+func ChildrenOf(parent int) (pids []int) {
 	// Children belong to the thread that forked them.
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", parent))
 	if err != nil {
-		return 0, fmt.Errorf("listing the children of %d: %w", parent, err)
+		return nil // a malformed pattern only
 	}
 	for _, file := range tasks {
 		b, err := os.ReadFile(file)
@@ -48,13 +56,12 @@ func childOf(parent, old int) (int, error) {
 			continue // the thread has ended
 		}
 		for _, word := range strings.Fields(string(b)) {
-			pid, err := strconv.Atoi(word)
-			if err == nil && pid != old && ProcessState(pid) != "Z" {
-				return pid, nil
+			if pid, err := strconv.Atoi(word); err == nil && ProcessState(pid) != "Z" {
+				pids = append(pids, pid)
 			}
 		}
 	}
-	return 0, nil
+	return pids
 }
 
 // ProcessState is the state of a process as proc(5) has it, "" when it is gone.
