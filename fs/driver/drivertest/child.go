@@ -25,8 +25,11 @@ const (
 )
 
 // Main runs the tests, checks for leaked goroutines, and is the child that
-// faults pages in when told so.
-func Main(m *testing.M) {
+// faults pages in, or a daemon with one of the harnesses, when told so.
+func Main(m *testing.M, harnesses ...Harness) {
+	if text := os.Getenv(serveEnv); text != "" {
+		answer("", serve(text, harnesses))
+	}
 	if path := os.Getenv(mapEnv); path != "" {
 		sum, err := hashMapped(path)
 		answer(fmt.Sprintf("%x", sum), err)

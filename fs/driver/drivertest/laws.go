@@ -142,6 +142,8 @@ func errorThenRecovery(e *env) {
 			require.ErrorIs(e, err, syscall.EIO, "%s, %v", name, failure)
 		}
 	}
+	_, err := mapped(e.ctx, e.path("dir2/file8"))
+	require.Error(e, err, "a page that could not be filled was mapped")
 	e.layer.Fail(nil)
 	for _, name := range e.paths() {
 		require.NoError(e, e.compare(e.target, name))
@@ -230,20 +232,26 @@ func adoption(e *env) {
 	}
 	started.Wait()
 
-	inherited, err := e.keeper.Inherited()
-	require.NoError(e, err)
-	e.driver = e.h.New(e, e.keeper, inherited)
-	old := e.layer
-	e.layer = old.Successor(e.successorData(inherited))
-	e.mount, err = e.driver.Adopt(e.ctx, e.target, e.layer)
-	require.NoError(e, err)
+	e.succeed()
 	for range names {
 		require.NoError(e, <-errs)
 	}
-	require.NoError(e, old.data.Close())
 	for _, name := range e.paths() {
 		require.NoError(e, e.compare(e.target, name))
 	}
+}
+
+// succeed makes a driver of a successor, which has the kept descriptors only,
+// and lets it adopt the mount.
+func (e *env) succeed() {
+	inherited, err := e.keeper.Inherited()
+	require.NoError(e, err)
+	old := e.layer
+	e.layer = old.Successor(e.successorData(inherited))
+	e.driver = e.h.New(e, e.keeper, inherited)
+	e.mount, err = e.driver.Adopt(e.ctx, e.target, e.layer)
+	require.NoError(e, err)
+	require.NoError(e, old.data.Close())
 }
 
 // successorData is the data file as a successor opens it.

@@ -30,6 +30,7 @@ type Layer struct {
 
 	mu   sync.Mutex
 	gate chan struct{} // nil: fills pass
+	held chan struct{} // closed when the first fill waits at the gate
 }
 
 // NewLayer is CreateLayer for a test.
@@ -173,7 +174,7 @@ func (l *Layer) Hold() (release func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	gate := make(chan struct{})
-	l.gate = gate
+	l.gate, l.held = gate, make(chan struct{})
 	return sync.OnceFunc(func() {
 		l.mu.Lock()
 		l.gate = nil
@@ -182,9 +183,23 @@ func (l *Layer) Hold() (release func()) {
 	})
 }
 
+// Held is closed once a fill waits because of the last Hold.
+func (l *Layer) Held() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held
+}
+
 func (l *Layer) wait(ctx context.Context) error {
 	l.mu.Lock()
 	gate := l.gate
+	if gate != nil {
+		select {
+		case <-l.held:
+		default:
+			close(l.held)
+		}
+	}
 	l.mu.Unlock()
 	if gate == nil {
 		return nil

@@ -10,7 +10,23 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
 )
 
-func TestMain(m *testing.M) { drivertest.Main(m) }
+// configs are how the laws are tried.
+var configs = map[string]Config{
+	"default":  {},
+	"replay":   {ReplayJournal: true, Loops: 1},
+	"few":      {MaxInFlight: 3, Loops: 2},
+	"directio": {DirectIO: true, ReadAheadKB: 1024},
+	"loop":     {LoopDevices: true},
+	"loop dio": {LoopDevices: true, DirectIO: true, ReadAheadKB: 1024, ReplayJournal: true},
+}
+
+func TestMain(m *testing.M) {
+	var all []drivertest.Harness
+	for name, conf := range configs {
+		all = append(all, harness(name, conf))
+	}
+	drivertest.Main(m, all...)
+}
 
 func newDriver(tb testing.TB, k *drivertest.Keeper, conf Config) *Driver {
 	conf.Keeper = k
@@ -20,20 +36,14 @@ func newDriver(tb testing.TB, k *drivertest.Keeper, conf Config) *Driver {
 }
 
 func TestLaws(t *testing.T) {
-	for name, conf := range map[string]Config{
-		"default":  {},
-		"replay":   {ReplayJournal: true, Loops: 1},
-		"few":      {MaxInFlight: 3, Loops: 2},
-		"directio": {DirectIO: true, ReadAheadKB: 1024},
-		"loop":     {LoopDevices: true},
-		"loop dio": {LoopDevices: true, DirectIO: true, ReadAheadKB: 1024, ReplayJournal: true},
-	} {
-		t.Run(name, func(t *testing.T) { drivertest.Run(t, harness(conf)) })
+	for name, conf := range configs {
+		t.Run(name, func(t *testing.T) { drivertest.Run(t, harness(name, conf)) })
 	}
 }
 
-func harness(conf Config) drivertest.Harness {
+func harness(name string, conf Config) drivertest.Harness {
 	return drivertest.Harness{
+		Name: name, SurvivesKill: true,
 		New: func(tb testing.TB, k *drivertest.Keeper, inherited driver.Inheritance) driver.Server {
 			conf.Inherited = inherited
 			return newDriver(tb, k, conf)

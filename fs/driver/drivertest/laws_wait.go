@@ -1,0 +1,97 @@
+package drivertest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver"
+)
+
+// manyLayers is how many are mounted at once by the law of that name.
+const manyLayers = 200
+
+// killedReader: a reader whose range is not coming can be killed, and the range
+// comes for the next one.
+func killedReader(e *env) {
+	name := "dir0/file9"
+	release := e.layer.Hold()
+	defer release()
+	self, err := os.Executable()
+	require.NoError(e, err)
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), timeEnv+"="+e.path(name), blockEnv+"=4096")
+	require.NoError(e, cmd.Start())
+	e.await(e.layer.Held(), "the reader to wait for a fill")
+	require.NoError(e, cmd.Process.Kill())
+	dead := make(chan struct{})
+	go func() {
+		defer close(dead)
+		_ = cmd.Wait() // it says that the process was killed
+	}()
+	e.await(dead, "the killed reader to go away")
+	require.Equal(e, -1, cmd.ProcessState.ExitCode(), "it ended by itself")
+	release()
+	for _, name := range e.paths() {
+		require.NoError(e, e.compare(e.target, name))
+	}
+}
+
+// unmountUnderWaiter: a reader that waits for a fill while the layer is
+// unmounted gets it.
+func unmountUnderWaiter(e *env) {
+	name := "dir0/file9"
+	release := e.layer.Hold()
+	defer release()
+	got := make(chan error, 1)
+	go func() { got <- e.compare(e.target, name) }()
+	e.await(e.layer.Held(), "the reader to wait for a fill")
+	require.NoError(e, e.mount.Close(e.ctx))
+	select {
+	case <-e.mount.Done():
+		require.Fail(e, "done under a waiting reader")
+	default:
+	}
+	release()
+	require.NoError(e, <-got)
+	e.await(e.mount.Done(), "the mount to be gone")
+}
+
+// manyMounts: layers in numbers, mounted, read and unmounted at once.
+func manyMounts(e *env) {
+	img := NewBigImage(e, 100_000)
+	dir := e.TempDir()
+	layers, mounts := make([]*Layer, manyLayers), make([]driver.Mount, manyLayers)
+	errs := make([]error, manyLayers)
+	each := func(do func(i int) error) {
+		var all sync.WaitGroup
+		for i := range manyLayers {
+			all.Go(func() { errs[i] = do(i) })
+		}
+		all.Wait()
+		require.NoError(e, errors.Join(errs...))
+	}
+	target := func(i int) string { return filepath.Join(dir, fmt.Sprint("at", i)) }
+	each(func(i int) (err error) {
+		if err = os.Mkdir(target(i), 0o700); err != nil {
+			return err
+		}
+		if layers[i], err = CreateLayer(dir, fmt.Sprint("many-", i), img); err != nil {
+			return err
+		}
+		mounts[i], err = e.driver.Mount(e.ctx, target(i), layers[i])
+		return err
+	})
+	require.GreaterOrEqual(e, e.driver.Stats().Served, manyLayers)
+	each(func(i int) error { return compareWith(filepath.Join(target(i), "big"), img.Files["big"]) })
+	each(func(i int) error { return mounts[i].Close(e.ctx) })
+	for i, m := range mounts {
+		e.await(m.Done(), "the mount to be gone")
+		require.NoError(e, layers[i].Close())
+	}
+}
