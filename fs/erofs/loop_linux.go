@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,12 +15,12 @@ import (
 type Loop uint8
 
 const (
-	// LoopNever: the file itself, or ErrNeedsBlockDevice. A loop device raises no
+	// LoopNever means the file itself, or ErrNeedsBlockDevice. A loop device raises no
 	// fanotify events, so this is for files whose missing ranges raise them.
 	LoopNever Loop = iota
-	// LoopFallback: loop devices where the kernel mounts no files (before 6.12).
+	// LoopFallback means loop devices where the kernel mounts no files (before 6.12).
 	LoopFallback
-	// LoopAlways: loop devices even where the kernel mounts files.
+	// LoopAlways means loop devices even where the kernel mounts files.
 	LoopAlways
 )
 
@@ -28,8 +29,11 @@ const (
 	sysBlock    = "/sys/block"
 )
 
-// loopTries bounds the search for a free device: others look too.
+// loopTries bounds the search for a free device: other processes look too.
 const loopTries = 64
+
+// binding lets one mount at a time look: all would be told of the same device.
+var binding sync.Mutex
 
 // loop is a loop device on a file. It clears itself when nobody has it open any
 // more, after Close so when the superblock is gone.
@@ -53,6 +57,8 @@ func openLoop(path string, block uint32, direct bool) (*loop, error) {
 		return nil, fmt.Errorf("%s: %w", loopControl, err)
 	}
 	defer unix.Close(ctl)
+	binding.Lock()
+	defer binding.Unlock()
 	for range loopTries {
 		n, err := unix.IoctlRetInt(ctl, unix.LOOP_CTL_GET_FREE)
 		if err != nil {

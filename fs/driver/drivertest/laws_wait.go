@@ -24,7 +24,7 @@ func killedReader(e *env) {
 	defer release()
 	self, err := os.Executable()
 	require.NoError(e, err)
-	cmd := exec.Command(self)
+	cmd := exec.CommandContext(e.ctx, self)
 	cmd.Env = append(os.Environ(), timeEnv+"="+e.path(name), blockEnv+"=4096")
 	require.NoError(e, cmd.Start())
 	e.await(e.layer.Held(), "the reader to wait for a fill")

@@ -113,7 +113,7 @@ func (e *env) startDaemon() *daemon {
 	}
 	self, err := os.Executable()
 	require.NoError(e, err)
-	cmd := exec.Command(self)
+	cmd := exec.CommandContext(e.ctx, self)
 	for name, files := range inherited {
 		for _, f := range files {
 			o.Names = append(o.Names, name)

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/containerd/log"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
@@ -217,22 +216,19 @@ func (d *Driver) Shutdown(ctx context.Context) error {
 		inherited = append(inherited, d.conf.Inherited[fusesession.StateName(name)]...)
 	}
 	d.mu.Unlock()
-	errs := make([]error, len(sessions))
+	ends := make([]error, len(sessions))
 	var all sync.WaitGroup
 	for i, f := range sessions {
-		all.Go(func() { errs[i] = f.session.Shutdown(ctx) })
+		all.Go(func() { ends[i] = f.session.Shutdown(ctx) })
 	}
 	all.Wait()
 	d.cancel()
 	d.owned.Wait()
+	err := errors.Join(ends...)
 	for _, f := range inherited {
-		errs = append(errs, f.Close())
+		err = errors.Join(err, f.Close())
 	}
-	return errors.Join(errs...)
-}
-
-func (d *Driver) trouble(what string, err error) {
-	log.G(d.ctx).WithError(err).Error("fuseblock: " + what)
+	return err
 }
 
 // loop is how the images are mounted.
