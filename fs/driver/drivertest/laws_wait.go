@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 )
@@ -77,6 +78,11 @@ func manyMounts(e *env) {
 		require.NoError(e, errors.Join(errs...))
 	}
 	target := func(i int) string { return filepath.Join(dir, fmt.Sprint("at", i)) }
+	e.Cleanup(func() { // what a failed law left
+		for i := range manyLayers {
+			_ = unix.Unmount(target(i), unix.MNT_DETACH)
+		}
+	})
 	each(func(i int) (err error) {
 		if err = os.Mkdir(target(i), 0o700); err != nil {
 			return err

@@ -95,7 +95,6 @@ func (d *Driver) serveNew(ctx context.Context, name string, l driver.Layer) (*fi
 	if err != nil {
 		return nil, err
 	}
-	f.session = s
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.down {
@@ -125,14 +124,13 @@ func (d *Driver) take(name, id string, l driver.Layer) (*file, error) {
 		}
 	}
 	conf := d.sessionConfig(name, f)
-	s, err := fusesession.Adopt(d.ctx, "", conf, d.conf.Inherited)
+	_, err := fusesession.Adopt(d.ctx, "", conf, d.conf.Inherited)
 	if errors.Is(err, fusesession.ErrUnborn) {
 		return nil, errors.Join(err, fusesession.Discard(conf, d.conf.Inherited))
 	}
 	if err != nil {
 		return nil, err
 	}
-	f.session = s
 	d.sessions[f] = struct{}{}
 	return f, nil
 }

@@ -37,7 +37,7 @@ type file struct {
 	fuse.RawFileSystem
 	driver  *Driver
 	id      string
-	session *fusesession.Session
+	session *fusesession.Session // set by Bind, before the first request
 	view    atomic.Pointer[view] // nil: nobody adopted the layer
 }
 
