@@ -24,7 +24,8 @@ const (
 	blockEnv = "DRIVERTEST_BLOCK" // in reads of so many bytes; 0: 4 KiB in random order
 )
 
-// Main runs the tests, checks for leaked goroutines, and is the child that
+// Main runs the tests in a mount namespace of their own, checks for leaked
+// goroutines, and is the child that
 // faults pages in, or a daemon with one of the harnesses, when told so.
 func Main(m *testing.M, harnesses ...Harness) {
 	if text := os.Getenv(serveEnv); text != "" {
@@ -37,6 +38,12 @@ func Main(m *testing.M, harnesses ...Harness) {
 	if path := os.Getenv(timeEnv); path != "" {
 		took, err := timeReads(path, os.Getenv(blockEnv))
 		answer(took.String(), err)
+	}
+	if code, done := apart(); done {
+		os.Exit(code) //nolint:forbidigo // this is the main of the parent
+	}
+	if err := dropForeign(); err != nil {
+		answer("", err)
 	}
 	goleak.VerifyTestMain(m)
 }

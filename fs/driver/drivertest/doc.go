@@ -10,4 +10,8 @@
 // faulted in and programs executed by child processes: a page fault or a fork
 // that waits for a driver in the same process holds a processor of the Go
 // runtime, and a garbage collection that waits for that one stops the driver.
+//
+// The laws need root, /bin/sh and /bin/echo, and a file system for temporary
+// files from which the driver can serve; a binary made by
+// "CGO_ENABLED=0 go test -c" needs nothing else, as in a virtual machine.
 package drivertest
