@@ -132,11 +132,12 @@ func (d *Driver) mount(ctx context.Context, target, id string, fs *tree) (*mount
 
 // Adopt takes over a predecessor's mount of a layer, which nobody notices.
 func (d *Driver) Adopt(ctx context.Context, target string, l driver.Layer) (driver.Mount, error) {
-	if super, err := erofs.SuperblockOf(target); err == nil {
-		return d.adoptKernel(target, super)
+	kind, err := typeAt(target)
+	if err == nil && kind == "erofs" {
+		return d.adoptKernel(target)
 	}
-	fs, err := d.layerTree(ctx, l)
-	if err != nil {
+	fs, terr := d.layerTree(ctx, l)
+	if err = errors.Join(err, terr); err != nil {
 		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
 	}
 	m, err := d.adopt(target, l.ID(), fs)

@@ -31,15 +31,23 @@ type mount struct {
 // opRead is FUSE_READ (uapi/linux/fuse.h), the one request that waits.
 const opRead = 15
 
+// maxInFlight is how many requests of a mount are taken and unanswered at once.
+// Each has a slot of memory for ever.
+const maxInFlight = 256
+
 // session says how a tree is served.
 func (d *Driver) session(name string, keeper driver.Keeper, fs *tree) fusesession.Config {
 	c := fusesession.Config{
-		Name: name, Keeper: keeper, FS: fs,
+		Name: name, Keeper: keeper, FS: fs, MaxInFlight: maxInFlight,
 		Options: fuse.MountOptions{
 			EnableSymlinkCaching: true,
 			// Nothing ever changes, so nothing is ever to be looked at again.
 			ExplicitDataCacheControl: true,
-			ExtraCapabilities:        fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO,
+			// No CAP_ASYNC_DIO: its readers wait for all parts of a read in a way that
+			// nothing can end, not even SIGKILL (fuse_direct_IO in fs/fuse/file.c).
+			// No CAP_READDIRPLUS_AUTO: attributes that come with a name are never asked
+			// for again, so they always come with it.
+			ExtraCapabilities: fuse.CAP_NO_OPENDIR_SUPPORT,
 		},
 		Prompt: func(opcode uint32, _ uint64) bool { return opcode != opRead },
 	}
@@ -66,15 +74,32 @@ func (s *tree) Bind(session *fusesession.Session) {
 	s.bind(session.Agreed(), session.Context)
 }
 
-// meet lets the kernel ask for the root's attributes, which it then knows for ever:
-// who looks for the mount by stat(2) must get an answer also while nobody serves,
-// a successor of this process among them.
+// meet lets the kernel ask for the root's attributes and for its opening. Both
+// answers hold for ever: who looks for the mount by stat(2) or opens it must get
+// one also while nobody serves, a successor of this process among them.
 func meet(target string) error {
 	var st unix.Stat_t
-	if err := unix.Stat(target, &st); err != nil {
+	fd, err := unix.Open(target, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = errors.Join(unix.Fstat(fd, &st), unix.Close(fd))
+	}
+	if err != nil {
 		return fmt.Errorf("looking at the new mount: %w", err)
 	}
 	return nil
+}
+
+// typeAt returns the type of the file system that is mounted at target, "" for
+// none, without a call that its server would have to answer.
+func typeAt(target string) (string, error) {
+	found, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(target))
+	if err != nil {
+		return "", fmt.Errorf("looking for the mount: %w", err)
+	}
+	if len(found) == 0 {
+		return "", nil
+	}
+	return found[len(found)-1].FSType, nil
 }
 
 // readAhead raises the read-ahead of a mount, which a FUSE server can only lower.
@@ -184,7 +209,11 @@ func (d *Driver) mountKernel(ctx context.Context, target string, l driver.Layer)
 	return m, d.watch(m)
 }
 
-func (d *Driver) adoptKernel(target, super string) (*mount, error) {
+func (d *Driver) adoptKernel(target string) (driver.Mount, error) {
+	super, err := erofs.SuperblockOf(target)
+	if err != nil {
+		return nil, err
+	}
 	m, err := d.newMount(target)
 	if err != nil {
 		return nil, err
@@ -209,12 +238,11 @@ func (m *mount) Close(context.Context) error {
 		return fmt.Errorf("unmounting %s: %w", m.target, ErrShutdown)
 	default:
 	}
-	// Not mountinfo.Mounted, which calls stat.
-	there, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(m.target))
+	kind, err := typeAt(m.target)
 	if err != nil {
 		return fmt.Errorf("unmounting %s: %w", m.target, err)
 	}
-	if len(there) == 0 {
+	if kind == "" {
 		return nil // closed before, or unmounted by someone else
 	}
 	if m.session != nil {
