@@ -119,7 +119,7 @@ func (s *Images) Restore(ctx context.Context) error {
 		return err
 	}
 	for _, m := range all {
-		if err := s.restore(ctx, m); err != nil {
+		if err := s.restore(ctx, m); err != nil && ctx.Err() == nil {
 			log.G(ctx).WithError(err).WithField("mount", m.Target).Error("a mount was not taken over and is gone")
 		}
 	}
