@@ -37,7 +37,7 @@ func serveRootless(ctx context.Context, c config, notify *fdstore.Store, left in
 	if notify == nil {
 		return errors.New("nobody keeps descriptors for this process: start it with --supervise")
 	}
-	d := &userDaemon{daemon: daemon{c: c, notify: notify, metrics: prometheus.NewRegistry()}}
+	d := &userDaemon{daemon: daemon{c: c, notify: notify, left: left, metrics: prometheus.NewRegistry()}}
 	err := d.wire(ctx, left)
 	if err == nil {
 		log.G(ctx).WithField("version", buildVersion()).WithField("address", c.Address).WithField("root", c.Root).Info("lazyerofsd serves an ordinary user")
@@ -92,7 +92,7 @@ func (d *userDaemon) wire(ctx context.Context, left inheritance) error {
 
 // serve takes over what is mounted, then answers the command line.
 func (d *userDaemon) serve(ctx context.Context) error {
-	listener, err := listenUnix(ctx, d.c.Address)
+	listener, err := d.listen(ctx)
 	if err != nil {
 		return err
 	}

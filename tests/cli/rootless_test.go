@@ -3,6 +3,7 @@ package cli
 import (
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -90,6 +91,26 @@ func TestARootlessMountOutlivesItsDaemon(t *testing.T) {
 	u.stopped()
 }
 
+// When nobody keeps the connection, the mount is dead; no byte of it is wrong.
+func TestARootlessMountWithoutItsKeeperIsTakenAway(t *testing.T) {
+	u := newUser(t)
+	u.must("mount", u.ref, "mnt")
+	pids, err := testenv.Processes(u.home)
+	require.NoError(t, err)
+	for _, pid := range pids {
+		require.NoError(t, unix.Kill(pid, unix.SIGKILL))
+	}
+	u.stopped()
+	out, err := u.command("/bin/cat", u.at("mnt/etc/kept")).CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(out), "not connected")
+	u.must("umount", "mnt")
+	u.must("mount", u.ref, "mnt")
+	require.Contains(t, u.list(u.at("mnt")), "etc/kept")
+	u.must("umount", "mnt")
+	u.stopped()
+}
+
 // A real image, and a program out of it.
 func TestAnOrdinaryUserRunsPythonFromAnImage(t *testing.T) {
 	u := newUser(t)
@@ -99,7 +120,9 @@ func TestAnOrdinaryUserRunsPythonFromAnImage(t *testing.T) {
 	require.NoError(t, err)
 	tars, ref := u.reg.Addr()+"/python:tar", u.reg.Addr()+"/python:lazy"
 	require.NoError(t, img.Push(t.Context(), tars))
-	u.convert(tars, ref)
+	// By the command, which is never built with the race detector.
+	conv, err := exec.CommandContext(t.Context(), testenv.MustTool(t, "lazyerofs"), "convert", tars, ref).CombinedOutput()
+	require.NoError(t, err, "%s", conv)
 	want := u.truth(ref)
 
 	u.reg.Reset()

@@ -39,6 +39,7 @@ type Images struct {
 
 	mu     sync.Mutex
 	mounts map[string]*image // by target
+	gone   map[string]bool   // dead mounts that Restore has taken away, by target
 }
 
 var _ Service = (*Images)(nil)
@@ -60,7 +61,7 @@ func New(ctx context.Context, layers Layers, d Driver, dir string) (*Images, err
 		return nil, fmt.Errorf("creating the directory of mounts: %w", err)
 	}
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	return &Images{layers: layers, driver: d, dir: dir, ctx: ctx, stop: stop, mounts: map[string]*image{}}, nil
+	return &Images{layers: layers, driver: d, dir: dir, ctx: ctx, stop: stop, mounts: map[string]*image{}, gone: map[string]bool{}}, nil
 }
 
 // Mount opens the layers of an image and mounts them at its target.

@@ -50,9 +50,21 @@ func (s *Images) at(target string) *image {
 	return nil
 }
 
+// wasDead reports, once, whether Restore has taken away a dead mount at target.
+func (s *Images) wasDead(target string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	dead := s.gone[target]
+	delete(s.gone, target)
+	return dead
+}
+
 // Unmount unmounts what is at target. It fails when something is open below it.
 func (s *Images) Unmount(ctx context.Context, target string) error {
 	i := s.at(target)
+	if i == nil && s.wasDead(target) {
+		return nil
+	}
 	if i == nil {
 		return &Failure{Message: fmt.Sprintf("no image is mounted at %s by lazyerofs", target)}
 	}
@@ -148,6 +160,9 @@ func (s *Images) restore(ctx context.Context, m Mount) error {
 	if ctx.Err() != nil { // told to stop: the successor tries again
 		return err
 	}
+	s.mu.Lock()
+	s.gone[m.Target] = true
+	s.mu.Unlock()
 	return errors.Join(err, unmount(ctx, m.Target, "-z"), forget(s.dir, m.Target))
 }
 
