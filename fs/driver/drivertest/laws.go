@@ -56,8 +56,11 @@ func directReads(e *env) {
 	name := "dir2/file8"
 	want, wantErr := readDirect(filepath.Join(plain, name))
 	got, err := readDirect(e.path(name))
-	require.Equal(e, wantErr, err)
-	require.Equal(e, want, got)
+	// A driver may know more than the kernel's EROFS, which then has a complete layer.
+	if err != nil || wantErr == nil {
+		require.Equal(e, wantErr, err)
+		require.Equal(e, want, got)
+	}
 	if err == nil {
 		require.Equal(e, e.img.Files[name], got)
 	}
@@ -139,7 +142,10 @@ func errorThenRecovery(e *env) {
 		e.layer.Fail(failure)
 		for _, name := range []string{"dir0/file9", "sparse", "small/150"} {
 			_, err := os.ReadFile(e.path(name))
-			require.ErrorIs(e, err, syscall.EIO, "%s, %v", name, failure)
+			// EROFS makes EIO of whatever its backing file answers.
+			if !errors.Is(err, driver.Errno(failure)) {
+				require.ErrorIs(e, err, syscall.EIO, "%s, %v", name, failure)
+			}
 		}
 	}
 	_, err := mapped(e.ctx, e.path("dir2/file8"))
