@@ -86,7 +86,7 @@ func (d *Driver) Mount(ctx context.Context, target string, l driver.Layer) (driv
 			return m, nil
 		}
 	}
-	fs, err := d.layerTree(ctx, l)
+	fs, err := d.layerTree(l)
 	if err != nil {
 		return nil, fmt.Errorf("mounting layer %s at %s: %w", l.ID(), target, err)
 	}
@@ -101,7 +101,7 @@ func (d *Driver) Mount(ctx context.Context, target string, l driver.Layer) (driv
 // mount that takes no more privilege than fusermount3. The metadata of all of
 // them is resident.
 func (d *Driver) MountImage(ctx context.Context, target string, layers []driver.Layer) (driver.Mount, error) {
-	fs, err := d.imageTree(ctx, layers)
+	fs, err := d.imageTree(layers)
 	if err != nil {
 		return nil, fmt.Errorf("mounting %d layers at %s: %w", len(layers), target, err)
 	}
@@ -131,12 +131,12 @@ func (d *Driver) mount(ctx context.Context, target, id string, fs *tree) (*mount
 }
 
 // Adopt takes over a predecessor's mount of a layer, which nobody notices.
-func (d *Driver) Adopt(ctx context.Context, target string, l driver.Layer) (driver.Mount, error) {
+func (d *Driver) Adopt(_ context.Context, target string, l driver.Layer) (driver.Mount, error) {
 	kind, err := typeAt(target)
 	if err == nil && kind == "erofs" {
 		return d.adoptKernel(target)
 	}
-	fs, terr := d.layerTree(ctx, l)
+	fs, terr := d.layerTree(l)
 	if err = errors.Join(err, terr); err != nil {
 		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
 	}
@@ -148,8 +148,8 @@ func (d *Driver) Adopt(ctx context.Context, target string, l driver.Layer) (driv
 }
 
 // AdoptImage is Adopt for a mount of MountImage, with the same layers.
-func (d *Driver) AdoptImage(ctx context.Context, target string, layers []driver.Layer) (driver.Mount, error) {
-	fs, err := d.imageTree(ctx, layers)
+func (d *Driver) AdoptImage(_ context.Context, target string, layers []driver.Layer) (driver.Mount, error) {
+	fs, err := d.imageTree(layers)
 	if err != nil {
 		return nil, fmt.Errorf("adopting %d layers at %s: %w", len(layers), target, err)
 	}

@@ -1,10 +1,8 @@
 package fusetree
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
@@ -21,23 +19,16 @@ func complete(l driver.Layer) bool {
 	}
 }
 
-// imageReader is the image data of a layer as the parser reads it.
-type imageReader struct {
-	ctx context.Context
-	l   driver.Layer
-}
-
-// ReadAt reads image data.
-func (r imageReader) ReadAt(p []byte, off int64) (int, error) { return r.l.ReadAt(r.ctx, p, off) }
-
 // parse reads the metadata of a layer with the strict parser: what the kernel is
-// shown here passed it too.
-func parse(ctx context.Context, l driver.Layer) (*erofs.Tree, error) {
+// shown here passed it too. It reads the data file as it is, because all metadata
+// is in there before a mount, whatever a residency bitmap that was not flushed says
+// to a successor; what else the parser reads of it, it does not look at.
+func parse(l driver.Layer) (*erofs.Tree, error) {
 	data, err := l.Data().Stat()
 	if err != nil {
 		return nil, fmt.Errorf("looking at its data: %w", err)
 	}
-	policy, image := erofs.DefaultPolicy(data.Size()), io.ReaderAt(imageReader{ctx, l})
+	policy, image := erofs.DefaultPolicy(data.Size()), l.Data()
 	if meta := l.Meta(); meta != nil {
 		if policy, err = policyBeside(meta, data.Size()); err != nil {
 			return nil, err
@@ -76,8 +67,8 @@ func policyBeside(meta *os.File, size int64) (erofs.Policy, error) {
 }
 
 // layerTree is the tree of one layer, its overlayfs marks included.
-func (d *Driver) layerTree(ctx context.Context, l driver.Layer) (*tree, error) {
-	t, err := parse(ctx, l)
+func (d *Driver) layerTree(l driver.Layer) (*tree, error) {
+	t, err := parse(l)
 	if err != nil {
 		return nil, err
 	}
@@ -85,11 +76,11 @@ func (d *Driver) layerTree(ctx context.Context, l driver.Layer) (*tree, error) {
 }
 
 // imageTree is the tree of a stack of layers, bottom first.
-func (d *Driver) imageTree(ctx context.Context, layers []driver.Layer) (*tree, error) {
+func (d *Driver) imageTree(layers []driver.Layer) (*tree, error) {
 	trees := make([]*erofs.Tree, len(layers))
 	for k, l := range layers {
 		var err error
-		if trees[k], err = parse(ctx, l); err != nil {
+		if trees[k], err = parse(l); err != nil {
 			return nil, fmt.Errorf("layer %s: %w", l.ID(), err)
 		}
 	}

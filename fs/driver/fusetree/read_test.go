@@ -111,7 +111,7 @@ func TestAResidentReadAllocatesNothing(t *testing.T) {
 	defer func() { require.NoError(t, l.Close()) }()
 	require.NoError(t, l.Fill(t.Context()))
 	r := newRig(t, Config{})
-	s, err := r.driver.layerTree(t.Context(), l)
+	s, err := r.driver.layerTree(l)
 	require.NoError(t, err)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
 		if _, _, n, ok := s.Resident(2, 2, 100); !ok || n != 8 {
@@ -128,7 +128,7 @@ func TestAResidentReadAllocatesNothing(t *testing.T) {
 func TestUnknownNodes(t *testing.T) {
 	r := newRig(t, Config{})
 	l := r.layer("l", buildLayer(t, file("f", "x")))
-	s, err := r.driver.layerTree(t.Context(), l)
+	s, err := r.driver.layerTree(l)
 	require.NoError(t, err)
 	stale := fuse.Status(unix.ESTALE)
 	for _, node := range []uint64{0, 3, math.MaxUint64} {
