@@ -16,8 +16,9 @@ import (
 
 // Layers opens layers; fs.FS does.
 type Layers interface {
-	// Hold opens a layer until release is called.
-	Hold(ctx context.Context, labels map[string]string) (l driver.Layer, release func(), err error)
+	// Hold opens a layer until release is called; mounted says that a predecessor's
+	// mount of it stands.
+	Hold(ctx context.Context, labels map[string]string, mounted bool) (l driver.Layer, release func(), err error)
 }
 
 // Driver shows several layers at one mount point; fusetree.Driver does.
@@ -77,7 +78,7 @@ func (s *Images) Mount(ctx context.Context, m Mount) error {
 	}
 	s.mounts[m.Target] = i
 	s.mu.Unlock()
-	err := s.open(ctx, i)
+	err := s.open(ctx, i, false)
 	if err == nil {
 		// Before the mount: one without a record would be nobody's.
 		if err = save(s.dir, m); err == nil {
@@ -125,13 +126,13 @@ type held struct {
 }
 
 // open opens the layers, several at once.
-func (s *Images) open(ctx context.Context, i *image) error {
+func (s *Images) open(ctx context.Context, i *image, mounted bool) error {
 	all := make([]held, len(i.Layers))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(opening)
 	for k, labels := range i.Layers {
 		g.Go(func() (err error) {
-			all[k].layer, all[k].release, err = s.layers.Hold(ctx, labels)
+			all[k].layer, all[k].release, err = s.layers.Hold(ctx, labels, mounted)
 			var miss interface{ MissReason() string }
 			if errors.As(err, &miss) && ctx.Err() == nil {
 				return &Failure{Message: err.Error(), Reason: miss.MissReason(), Layer: k}

@@ -147,7 +147,7 @@ func (s *Images) restore(ctx context.Context, m Mount) error {
 		return forget(s.dir, m.Target)
 	}
 	i := &image{Mount: m}
-	if err = s.open(ctx, i); err == nil {
+	if err = s.open(ctx, i, true); err == nil {
 		var mount driver.Mount
 		if mount, err = s.driver.AdoptImage(ctx, m.Target, i.open); err == nil {
 			s.keep(i, mount)

@@ -35,7 +35,7 @@ type fakes struct {
 	adopted int
 }
 
-func (f *fakes) Hold(context.Context, map[string]string) (driver.Layer, func(), error) {
+func (f *fakes) Hold(context.Context, map[string]string, bool) (driver.Layer, func(), error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.hold != nil {
