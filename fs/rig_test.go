@@ -86,7 +86,7 @@ func (r *rig) start() {
 	require.NoError(r.t, err)
 	p.FS = New(r.t.Context(), Config{
 		Store: store, Resolver: p.resolver, Sources: remote.Sources(p.hosts.RegistryHosts),
-		Remote:  remote.Options{Retry: remote.Policy{Budget: time.Millisecond, First: time.Millisecond}},
+		Remote:  remote.Options{Retry: remote.Policy{Budget: time.Minute, First: time.Hour}},
 		Formats: formats.All(), Drivers: []driver.Driver{p.driver},
 		MountFile: func(ctx context.Context, file, target string) error {
 			_, err := erofs.Mount(ctx, erofs.MountConfig{Source: file, Target: target})
