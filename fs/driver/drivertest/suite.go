@@ -18,9 +18,6 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 )
 
-// deadline bounds every wait for something that must happen.
-const deadline = 30 * time.Second
-
 // Harness is how the suite gets at a driver.
 type Harness struct {
 	// Name tells it from the others that Main is given.
@@ -36,6 +33,8 @@ type Harness struct {
 	// SurvivesKill says that a successor answers what a daemon had taken when it
 	// was killed. The harness must be given to Main.
 	SurvivesKill bool
+	// NoDirect says that the kernel knows no O_DIRECT on mounts of incomplete layers.
+	NoDirect bool
 }
 
 // imageSeed is that of the images of the laws.
