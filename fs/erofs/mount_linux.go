@@ -82,13 +82,19 @@ func Mount(ctx context.Context, cfg MountConfig) (info MountInfo, err error) {
 	if err != nil {
 		return info, err
 	}
-	defer mount.Close()
-	info.Superblock = name
 	if cfg.ReadAheadKB > 0 {
-		if err := setReadAhead(info.Superblock, cfg.ReadAheadKB); err != nil {
+		if isDeviceNumber(name) {
+			_ = mount.Close() // nothing was written through it
+			mount, name, err = detachedReadAhead(ctx, cfg)
+		} else if err = setReadAhead(name, cfg.ReadAheadKB); err != nil {
+			err = errors.Join(err, mount.Close())
+		}
+		if err != nil {
 			return info, err
 		}
 	}
+	defer mount.Close()
+	info.Superblock = name
 	if err := ctx.Err(); err != nil {
 		return info, err
 	}
@@ -257,8 +263,8 @@ func SuperblockOf(target string) (string, error) {
 // SuperblockAlive reports whether a superblock of that name exists. An overlay
 // keeps its layers' superblocks alive after they are unmounted; while one
 // lives, its data file may not be punched or reused. Names are not reused before
-// a reboot, but those of loop devices are on kernels before 5.15: there the
-// answer may be yes for another mount.
+// a reboot, but those of loop devices are on kernels before 5.15, and device numbers
+// always: there the answer may be yes for another mount.
 func SuperblockAlive(name string) bool {
 	if isBlockName(name) {
 		return blockAlive(name)
@@ -273,7 +279,7 @@ func SuperblockAlive(name string) bool {
 // isSuperblockName keeps "features" and path elements out.
 func isSuperblockName(name string) bool {
 	digits, ok := strings.CutPrefix(name, "erofs-")
-	return ok && isNumber(digits)
+	return ok && isNumber(digits) || isDeviceNumber(name)
 }
 
 func isNumber(digits string) bool {
