@@ -12,8 +12,8 @@ import (
 const cachefilesDevice = "/dev/cachefiles"
 
 // HaveCachefilesOnDemand binds an on-demand cache to a directory below
-// cacheDir and lets go of it (Linux 5.19 to 7.0, where the distribution builds
-// it). "dir" is said before "bind ondemand": without a directory every kernel
+// cacheDir, has EROFS ask it for an image, and lets go of it (Linux 5.19 to 7.0,
+// where the distribution builds it). "dir" is said before "bind ondemand": without a directory every kernel
 // answers EINVAL to bind, and that could not be told from a missing on-demand
 // mode.
 func HaveCachefilesOnDemand(cacheDir string) error {
@@ -57,5 +57,5 @@ func haveCachefiles(device, cacheDir string) error {
 	case err != nil:
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	return nil
+	return erofsAsks(f)
 }
