@@ -173,6 +173,8 @@ func (d *daemon) wireDrivers(ctx context.Context, cacheDir string, left inherita
 		Inherited:   driver.Inheritance(left),
 		ReadAheadKB: readAheadKB,
 		Quarantine:  func(ids []string, why error) { d.files.Quarantine(ids, why) },
+
+		CachefilesDir: filepath.Join(d.c.Root, "cachefiles"),
 	})
 	if err != nil {
 		log.G(ctx).WithError(err).Error("layers are not loaded lazily")

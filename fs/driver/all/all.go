@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/cachefiles"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fuseblock"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fusetree"
@@ -22,6 +23,9 @@ type Config struct {
 	// Quarantine, if set, is told the IDs of layers whose mounts may have read
 	// wrong bytes. It must not block.
 	Quarantine func(layerIDs []string, why error)
+	// CachefilesDir is the directory of the kernel's own cache, scratch of the
+	// cachefiles driver, on the file system of the data files. It mounts nothing without.
+	CachefilesDir string
 }
 
 // New makes every driver, for driver.Select to choose from. A driver asks
@@ -29,7 +33,7 @@ type Config struct {
 // left it something to serve. After an error none is left running.
 func New(ctx context.Context, c Config) (list []driver.Server, err error) {
 	for _, create := range []func(context.Context, Config) (driver.Server, error){
-		newFanotify, newFuseblock, newFusetree,
+		newFanotify, newCachefiles, newFuseblock, newFusetree,
 	} {
 		d, err := create(ctx, c)
 		if err != nil {
@@ -46,6 +50,12 @@ func New(ctx context.Context, c Config) (list []driver.Server, err error) {
 func newFanotify(ctx context.Context, c Config) (driver.Server, error) {
 	return fanotify.New(ctx, fanotify.Config{
 		Keeper: c.Keeper, Inherited: c.Inherited, ReadAheadKB: c.ReadAheadKB, Quarantine: c.Quarantine,
+	})
+}
+
+func newCachefiles(ctx context.Context, c Config) (driver.Server, error) {
+	return cachefiles.New(ctx, cachefiles.Config{
+		Keeper: c.Keeper, Inherited: c.Inherited, Dir: c.CachefilesDir, ReadAheadKB: c.ReadAheadKB,
 	})
 }
 
