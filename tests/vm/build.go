@@ -18,13 +18,13 @@ type Builder struct {
 // Init builds the first process of guests.
 func (b Builder) Init(ctx context.Context) (string, error) {
 	out := filepath.Join(b.Dir, "init")
-	return out, b.gocmd(ctx, "build", "-trimpath", "-o", out, "./tests/vm/init")
+	return out, b.gocmd(ctx, "build", "-o", out, "./tests/vm/init")
 }
 
 // Commands builds lazyerofs and lazyerofsd into a directory.
 func (b Builder) Commands(ctx context.Context) (string, error) {
 	out := filepath.Join(b.Dir, "bin") + string(os.PathSeparator)
-	return out, b.gocmd(ctx, "build", "-trimpath", "-o", out, "./cmd/...")
+	return out, b.gocmd(ctx, "build", "-o", out, "./cmd/...")
 }
 
 // GuestTag is the build tag of tests that need the kernel of a guest.

@@ -13,16 +13,25 @@ type Guest struct {
 	Capabilities []string
 	// Packages are those whose tests run in it, below the module's root.
 	Packages []string
+	// Driver is what the daemon must choose when it mounts an image, which is tried
+	// if it is not empty.
+	Driver string
 }
 
-// probePackage checks Capabilities and runs in every guest.
-const probePackage = "tests/vm/probe"
+// probePackage checks Capabilities and runs in every guest; lazyPackage mounts an
+// image with Driver.
+const (
+	probePackage = "tests/vm/probe"
+	lazyPackage  = "tests/vm/lazy"
+)
 
 // Guests is the table, the ones that CI runs first.
 var Guests = []Guest{
 	{
 		Name: "6.1-ondemand", Suite: "bookworm", OnDemand: true,
 		Capabilities: []string{"overlay", "cachefiles-ondemand", "fuse"},
+		Packages:     []string{"fs/driver/cachefiles"},
+		Driver:       "cachefiles",
 	},
 	{
 		Name: "6.1", Suite: "bookworm",
@@ -39,5 +48,7 @@ var Guests = []Guest{
 	{
 		Name: "7.x", Suite: "sid",
 		Capabilities: []string{"erofs-file-backed", "overlay", "fanotify-pre-content", "fuse"},
+		Packages:     []string{"fs/driver/fanotify"},
+		Driver:       "fanotify",
 	},
 }

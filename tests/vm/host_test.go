@@ -111,13 +111,14 @@ func TestGuestTable(t *testing.T) {
 }
 
 func TestPlanOfAGuest(t *testing.T) {
+	t.Setenv(ArgsEnv, "")
 	h := &Host{}
 	p := h.plan(Guest{Capabilities: []string{"a", "b"}, Packages: []string{"x/y"}})
 	require.NotEmpty(t, p.Nonce)
 	require.NotEqual(t, p.Nonce, h.plan(Guest{}).Nonce)
 	require.Len(t, p.Runs, 2)
 	require.Equal(t, []string{probe.Env + "=a,b"}, p.Runs[0].Env)
-	require.Equal(t, Run{Package: "x/y"}, p.Runs[1])
+	require.Equal(t, "x/y", p.Runs[1].Package)
 	require.Equal(t, DefaultTimeout, p.Runs[1].Limit())
 	require.Equal(t, time.Second, Run{Timeout: time.Second}.Limit())
 }

@@ -10,8 +10,13 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/lazyerofs/lazyerofs/tests/vm/lazy"
 	"github.com/lazyerofs/lazyerofs/tests/vm/probe"
 )
+
+// ArgsEnv adds arguments to the tests of packages, while they are written:
+// VM_ARGS='-test.run=Laws/one_file'.
+const ArgsEnv = "VM_ARGS"
 
 // Host is what boots need of this machine, made once for all guests.
 type Host struct {
@@ -80,14 +85,17 @@ func (h *Host) plan(g Guest) Plan {
 		Env:     []string{probe.Env + "=" + strings.Join(g.Capabilities, ",")},
 	})
 	for _, pkg := range g.Packages {
-		p.Runs = append(p.Runs, Run{Package: pkg})
+		p.Runs = append(p.Runs, Run{Package: pkg, Args: strings.Fields(os.Getenv(ArgsEnv))})
+	}
+	if g.Driver != "" {
+		p.Runs = append(p.Runs, Run{Package: lazyPackage, Env: []string{lazy.Env + "=" + g.Driver}})
 	}
 	return p
 }
 
 // prepare makes the files of a boot in dir.
 func (h *Host) prepare(ctx context.Context, dir string, k Kernel, p Plan) (machine, error) {
-	m := machine{kernel: k, dir: dir, limit: bootLimit, initrd: filepath.Join(dir, "initrd"), disk: filepath.Join(dir, "disk")}
+	m := machine{kernel: k, dir: dir, limit: startLimit + endLimit, initrd: filepath.Join(dir, "initrd"), disk: filepath.Join(dir, "disk")}
 	programs := []program{
 		{filepath.Join(h.commands, "lazyerofs"), "bin/lazyerofs"},
 		{filepath.Join(h.commands, "lazyerofsd"), "bin/lazyerofsd"},

@@ -1,0 +1,220 @@
+//go:build guest
+
+package lazy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/moby/sys/mountinfo"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/differ/converter"
+	"github.com/lazyerofs/lazyerofs/tests/testenv"
+)
+
+// patience bounds waits for what must happen; a guest is slow.
+const patience = 3 * time.Minute
+
+// rig is a registry with one lazy image, and a place for the daemon.
+type rig struct {
+	*testing.T
+	dir   string
+	img   *image
+	reg   *testenv.Registry
+	ref   string
+	state string
+}
+
+func newRig(t *testing.T) *rig {
+	r := &rig{T: t, dir: t.TempDir(), img: newImage(t)}
+	r.state = filepath.Join(r.dir, "state")
+	var err error
+	r.reg, err = testenv.StartRegistry(filepath.Join(r.dir, "registry"))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.reg.Close()) })
+	tars := r.reg.Addr() + "/img:tar"
+	r.img.push(t.Context(), t, tars)
+	r.ref = r.reg.Addr() + "/img:lazy"
+	hosts := docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchLocalhost))
+	src, err := converter.ParseSource(tars, hosts)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, src.Close()) }()
+	dst, err := converter.ParseTarget(r.ref, hosts)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, dst.Close()) }()
+	_, err = converter.Image(t.Context(), src, dst, converter.Options{WorkDir: r.dir})
+	require.NoError(t, err)
+	return r
+}
+
+// lazyerofs runs the command with this rig's daemon.
+func (r *rig) lazyerofs(verb string, args ...string) {
+	r.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), patience)
+	defer cancel()
+	args = append([]string{verb, "--root", r.state, "--address", filepath.Join(r.dir, "s.sock")}, args...)
+	out, err := exec.CommandContext(ctx, testenv.MustTool(r, "lazyerofs"), args...).CombinedOutput()
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(r.state, "daemon.log"))
+		require.NoError(r, err, "%s\n%s", out, log)
+	}
+}
+
+// daemons are the processes of the daemon but its supervisor.
+func (r *rig) daemons() []int {
+	pids, err := testenv.Processes(r.state)
+	require.NoError(r, err)
+	var list []int
+	for _, pid := range pids {
+		line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+		if err == nil && len(line) > 0 && !strings.Contains(string(line), "--supervise") {
+			list = append(list, pid)
+		}
+	}
+	return list
+}
+
+// kill kills the daemon and waits for the next one.
+func (r *rig) kill() {
+	old := r.daemons()
+	require.Len(r, old, 1)
+	require.NoError(r, unix.Kill(old[0], unix.SIGKILL))
+	require.Eventually(r, func() bool {
+		now := r.daemons()
+		return len(now) == 1 && now[0] != old[0]
+	}, patience, 10*time.Millisecond)
+}
+
+// compare reads all files below root in a random order.
+func (r *rig) compare(root string) error {
+	var errs []error
+	names := make([]string, 0, len(r.img.files))
+	for name := range r.img.files {
+		names = append(names, name)
+	}
+	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+	for _, name := range names {
+		got, err := os.ReadFile(filepath.Join(root, name))
+		if err == nil && !bytes.Equal(got, r.img.files[name]) {
+			err = fmt.Errorf("%s differs", name)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// count is the number of regular files below root.
+func count(root string) (n int, err error) {
+	err = filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			n++
+		}
+		return err
+	})
+	return n, err
+}
+
+// served checks that the driver that this guest is about made the mounts.
+func (r *rig) served() {
+	log, err := os.ReadFile(filepath.Join(r.state, "daemon.log"))
+	require.NoError(r, err)
+	for _, l := range strings.Split(string(log), "\n") {
+		if strings.Contains(l, "msg=\"driver ") {
+			r.Log(l)
+		}
+	}
+	found := 0
+	records, err := filepath.Glob(filepath.Join(r.state, "cache", "*", "*"))
+	require.NoError(r, err)
+	for _, f := range records {
+		b, err := os.ReadFile(f)
+		if err == nil && len(b) < 1<<16 && bytes.Contains(b, []byte(`"`+os.Getenv(Env)+`"`)) {
+			found++
+		}
+	}
+	require.Equal(r, len(r.img.layers), found, "layers that %s serves; %q", os.Getenv(Env), records)
+}
+
+func TestLazyMount(t *testing.T) {
+	r := newRig(t)
+	at := filepath.Join(r.dir, "mnt")
+	require.NoError(t, os.Mkdir(at, 0o755))
+	r.reg.Reset()
+	r.lazyerofs("mount", r.ref, at)
+	r.served()
+	for _, q := range r.reg.Log() {
+		if strings.Contains(q.Path, "/blobs/") && q.Range == "" {
+			require.Less(t, q.Bytes, int64(64<<10), "a whole layer was fetched: %s", q.Path)
+		}
+	}
+	n, err := count(at)
+	require.NoError(t, err)
+	require.Equal(t, len(r.img.files), n)
+	require.NoError(t, r.compare(at))
+	require.NoError(t, testenv.DropCaches())
+	require.NoError(t, r.compare(at))
+	r.end(at)
+}
+
+// The daemon is killed while cold reads are under way: each gives the right bytes.
+func TestKilledUnderReaders(t *testing.T) {
+	r := newRig(t)
+	for round := range 4 {
+		// A new root, so that nothing is there yet.
+		r.state = filepath.Join(r.dir, "state"+strconv.Itoa(round))
+		at := filepath.Join(r.dir, "mnt"+strconv.Itoa(round))
+		require.NoError(t, os.Mkdir(at, 0o755))
+		r.lazyerofs("mount", r.ref, at)
+		var readers sync.WaitGroup
+		errs := make([]error, 3)
+		for i := range errs {
+			readers.Go(func() { errs[i] = r.compare(at) })
+		}
+		done := make(chan struct{})
+		go func() { readers.Wait(); close(done) }()
+		kills := 0
+		for reading := true; reading; {
+			select {
+			case <-done:
+				reading = false
+			case <-time.After(time.Duration(rand.Int64N(int64(time.Second)))):
+				r.kill()
+				kills++
+			}
+		}
+		require.NoError(t, errors.Join(errs...))
+		require.Positive(t, kills)
+		t.Logf("round %d: killed %d times", round, kills)
+		require.NoError(t, testenv.DropCaches())
+		require.NoError(t, r.compare(at))
+		r.served()
+		r.end(at)
+	}
+}
+
+// end unmounts and waits until the daemon is gone.
+func (r *rig) end(at string) {
+	r.lazyerofs("umount", at)
+	require.Eventually(r, func() bool {
+		pids, err := testenv.Processes(r.state)
+		return err == nil && len(pids) == 0
+	}, patience, 50*time.Millisecond)
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(r.dir))
+	require.NoError(r, err)
+	require.Empty(r, infos)
+}
