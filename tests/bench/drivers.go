@@ -28,7 +28,7 @@ var states = []string{stateColdLAN, stateCold, stateResident, stateComplete, sta
 type driverOptions struct {
 	drivers, work []string
 	rounds        int
-	out           string
+	dir, out      string
 }
 
 func parseDrivers(args []string) (driverOptions, error) {
@@ -38,6 +38,7 @@ func parseDrivers(args []string) (driverOptions, error) {
 	f.StringVar(&names, "drivers", strings.Join(driverNames, ","), "which drivers; those that do not work here are left out")
 	f.StringVar(&work, "work", strings.Join(workNames(), ","), "which workloads")
 	f.IntVar(&o.rounds, "rounds", 5, "how often each driver, state and workload takes its turn")
+	f.StringVar(&o.dir, "dir", scratchDir, "directory for scratch files, on ext4, xfs or btrfs")
 	f.StringVar(&o.out, "out", resultsDir, "directory for the JSON result")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -66,7 +67,7 @@ func runDrivers(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	r, err := newRig(ctx, out)
+	r, err := newRig(ctx, o.dir, out)
 	if err != nil {
 		return err
 	}

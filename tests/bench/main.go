@@ -12,6 +12,9 @@ import (
 	"syscall"
 )
 
+// scratchDir holds what a bench needs while it runs.
+const scratchDir = "/var/tmp"
+
 // resultsDir is where results go unless a flag says otherwise.
 var resultsDir = filepath.Join("tests", "bench", "results")
 

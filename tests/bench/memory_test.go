@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -86,6 +87,16 @@ func TestParseStatus(t *testing.T) {
 	require.Equal(t, memoryRow{Resident: 200, Peak: 300, Anon: 100}, row)
 	for _, bad := range []string{"", "VmRSS:\t1 kB\n", "VmRSS:\tmuch kB\n"} {
 		_, err := parseStatus(bad)
+		require.Error(t, err, bad)
+	}
+}
+
+func TestParseTimes(t *testing.T) {
+	d, err := parseTimes("7 (a ) b) S 1 7 7 0 -1 0 0 0 0 0 120 34 0 0 20 0")
+	require.NoError(t, err)
+	require.Equal(t, 1540*time.Millisecond, d)
+	for _, bad := range []string{"", "7 (a) S 1", "7 (a) S 1 7 7 0 -1 0 0 0 0 0 x 34", "7 (a) S 1 7 7 0 -1 0 0 0 0 0 1 x"} {
+		_, err := parseTimes(bad)
 		require.Error(t, err, bad)
 	}
 }

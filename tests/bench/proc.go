@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // child returns the one child of a supervisor.
@@ -47,13 +48,43 @@ func child(pid int) (int, error) {
 	return found[0], nil
 }
 
-// memoryOf reads the sizes of a process.
+// memoryOf reads the sizes of a process, and what it has computed so far.
 func memoryOf(pid int) (memoryRow, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return memoryRow{}, fmt.Errorf("reading the size of the daemon: %w", err)
 	}
-	return parseStatus(string(b))
+	row, err := parseStatus(string(b))
+	if err != nil {
+		return row, err
+	}
+	b, err = os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return row, fmt.Errorf("reading the time of the daemon: %w", err)
+	}
+	row.CPU, err = parseTimes(string(b))
+	return row, err
+}
+
+// tick is the unit of times in /proc (USER_HZ of every architecture that Go knows).
+const tick = 10 * time.Millisecond
+
+// parseTimes returns the sum of utime and stime (proc(5)) of a process.
+func parseTimes(stat string) (time.Duration, error) {
+	// The name, in parentheses, may hold anything.
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("the status of the daemon has %d fields", len(fields))
+	}
+	user, err := strconv.ParseInt(fields[11], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("reading the time of the daemon: %w", err)
+	}
+	system, err := strconv.ParseInt(fields[12], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("reading the time of the daemon: %w", err)
+	}
+	return time.Duration(user+system) * tick, nil
 }
 
 func parseStatus(status string) (memoryRow, error) {

@@ -53,8 +53,8 @@ func toolchain(ctx context.Context) (testenv.Recipe, error) {
 	return testenv.Recipe{Name: "go-layer", Steps: []testenv.Step{last}, Ready: []string{"/usr/local/go/bin/go", "version"}}, nil
 }
 
-func newRig(ctx context.Context, out io.Writer) (_ *rig, err error) {
-	dir, err := os.MkdirTemp("/var/tmp", "lazyerofs-bench-")
+func newRig(ctx context.Context, scratch string, out io.Writer) (_ *rig, err error) {
+	dir, err := os.MkdirTemp(scratch, "lazyerofs-bench-")
 	if err != nil {
 		return nil, fmt.Errorf("making a directory for the bench: %w", err)
 	}

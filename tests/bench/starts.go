@@ -89,7 +89,7 @@ func runStarts(ctx context.Context, args []string, out io.Writer) error {
 // measure returns the results of every system, by name, and the image's size as
 // tar layers.
 func measure(ctx context.Context, name string, p testenv.Profile, rounds int, out io.Writer) (_ map[string][]coldstart.Result, size int64, err error) {
-	dir, err := os.MkdirTemp("/var/tmp", "lazyerofs-bench-")
+	dir, err := os.MkdirTemp(scratchDir, "lazyerofs-bench-")
 	if err != nil {
 		return nil, 0, fmt.Errorf("making a directory for the bench: %w", err)
 	}
