@@ -50,8 +50,16 @@ func (l *loop) run() {
 			return
 		}
 		if fds[0].Revents != 0 {
-			l.take()
+			l.drain()
 		}
+	}
+}
+
+// drain takes events until there is none. A reader that was just allowed often
+// asks for its next range before this thread has gone to sleep, and then poll(2)
+// is spared, as it is for every event of several readers but the first.
+func (l *loop) drain() {
+	for l.take() && !l.d.ending() && l.arm() {
 	}
 }
 
@@ -69,12 +77,13 @@ func (l *loop) arm() bool {
 	}
 }
 
-// take reads once.
-func (l *loop) take() {
+// take reads once and reports whether there was an event.
+func (l *loop) take() bool {
 	n, err := l.d.group.read(l.slot.event())
 	switch {
 	case err == nil:
 		l.dispatch(n)
+		return true
 	case errors.Is(err, unix.EAGAIN): // another loop was faster
 	default:
 		// The kernel could not give us the event, for want of a descriptor or of
@@ -84,6 +93,7 @@ func (l *loop) take() {
 		l.d.trouble("taking an event", err)
 		l.d.pause()
 	}
+	return false
 }
 
 // dispatch acts on the n bytes in the slot: one event, since one that has a
@@ -261,6 +271,16 @@ func (d *Driver) pause() bool {
 	case <-t.C:
 		return true
 	case <-d.stopping:
+		return false
+	}
+}
+
+// ending reports whether Shutdown has begun.
+func (d *Driver) ending() bool {
+	select {
+	case <-d.stopping:
+		return true
+	default:
 		return false
 	}
 }
