@@ -109,10 +109,11 @@ func TestDriverReportTakesRatiosWithinARound(t *testing.T) {
 	require.InDelta(t, 0.5, x.Low, 1e-9)
 	require.InDelta(t, 0.5, x.Ratio, 1e-9)
 	require.InDelta(t, 0.5, x.High, 1e-9)
+	require.InDelta(t, 0.5, x.Best, 1e-9)
 	require.InDelta(t, 1.0, r.Rows[0].Ratio, 1e-9)
 	r.Skipped = []string{"fusetree: no"}
 	table := r.table()
-	require.Contains(t, table, "20.0   200  10000.0      0.50  0.50-0.50")
+	require.Contains(t, table, "20.0   200  10000.0      0.50  0.50-0.50  0.50")
 	require.Contains(t, table, "skipped fusetree: no")
 
 	dir := t.TempDir()
