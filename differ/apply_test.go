@@ -278,8 +278,12 @@ func TestMoveUp(t *testing.T) {
 func TestApplyCancelled(t *testing.T) {
 	store := newLayerStore(t)
 	src := layerTar(t)
+	_, blob := convertBytes(t, src, Config{})
+	_, image := convertBytes(t, src, Config{Form: Raw})
 	before := openFiles(t)
 	for _, desc := range []ocispec.Descriptor{
+		store.add(t, chunk.MediaTypeLayerZstd, blob),
+		store.add(t, chunk.MediaTypeLayer, image),
 		store.add(t, ocispec.MediaTypeImageLayer, src),
 		store.add(t, ocispec.MediaTypeImageLayerZstd, zstded(t, src)),
 	} {

@@ -104,9 +104,9 @@ func ours(t testing.TB, src []byte, lower string) (registry, local string, err e
 	return mountImage(t, img), mountFile(t, f.Name()), nil
 }
 
-// comparable takes away what unpacking into a directory cannot keep: the times of
+// kept takes away what unpacking into a directory cannot keep: the times of
 // directories that entries came into, and the root's attributes.
-func comparable(t testing.TB, root string) map[string]node {
+func kept(t testing.TB, root string) map[string]node {
 	all := scanTree(t, root)
 	for p, n := range all {
 		if n.mode&unix.S_IFMT == unix.S_IFDIR {
@@ -164,11 +164,11 @@ func (c hardCase) check(t *testing.T) {
 	}
 	require.NoError(t, err)
 	got := stack(t, registry, lower)
-	requireTrees(t, comparable(t, got), comparable(t, stack(t, local, lower)))
+	requireTrees(t, kept(t, got), kept(t, stack(t, local, lower)))
 	switch c.theirs {
 	case "":
 		require.NoError(t, terr)
-		requireTrees(t, comparable(t, stack(t, their, lower)), comparable(t, got))
+		requireTrees(t, kept(t, stack(t, their, lower)), kept(t, got))
 		if c.want == nil {
 			return
 		}

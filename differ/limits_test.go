@@ -9,11 +9,19 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"runtime/metrics"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/pkg/archive"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 )
 
 // openFiles counts this process' descriptors.
@@ -70,6 +78,84 @@ func TestMemory(t *testing.T) {
 	require.Greater(t, res.TarSize, int64(300<<20))
 	require.Greater(t, calls, 256)
 	require.Less(t, most, uint64(48<<20))
+}
+
+// peak calls sample to look at the heap, and returns the most that was seen.
+func peak() (sample func(int64), most *uint64) {
+	s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	most = new(uint64)
+	calls := 0
+	return func(int64) {
+		if calls++; calls%64 == 0 {
+			metrics.Read(s)
+			*most = max(*most, s[0].Value.Uint64())
+		}
+	}, most
+}
+
+// TestServiceMemory: 110 MB are unpacked, from tars and from a native layer, and
+// compared, while the heap stays below 48 MB.
+func TestServiceMemory(t *testing.T) {
+	big := newBox(t, "", func(string) {})
+	in := tarStream(10, 1000)
+	defer in.Close()
+	tarFile := filepath.Join(t.TempDir(), "tar")
+	f, err := os.Create(tarFile)
+	require.NoError(t, err)
+	n, err := io.Copy(f, in)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	f, err = os.Open(tarFile)
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = archive.Apply(t.Context(), big.merged, f)
+	require.NoError(t, err)
+
+	sample, most := peak()
+	d := New(oneFile{path: tarFile}, ServiceConfig{})
+	_, mounts := snapshotDir(t, t.TempDir())
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString("x"), Size: n}
+	progress := func(_ context.Context, _ ocispec.Descriptor, c *diff.ApplyConfig) error {
+		c.Progress = sample
+		return nil
+	}
+	_, err = d.Apply(t.Context(), desc, mounts, progress)
+	require.NoError(t, err)
+	require.Positive(t, *most)
+
+	store := newLayerStore(t)
+	counted := countingStore{Store: store, sample: sample}
+	for _, mediaType := range []string{chunk.MediaTypeLayerZstd, ocispec.MediaTypeImageLayerZstd} {
+		desc, err = New(counted, ServiceConfig{Snapshots: big.snaps, Layer: Config{Level: 1, Workers: 2, SpoolDir: t.TempDir()}}).
+			Compare(t.Context(), big.parent, big.mounts, diff.WithMediaType(mediaType))
+		require.NoError(t, err)
+		require.Greater(t, desc.Size, int64(100<<20))
+		_, mounts = snapshotDir(t, t.TempDir())
+		_, err = New(store, ServiceConfig{}).Apply(t.Context(), desc, mounts, progress)
+		require.NoError(t, err)
+	}
+	require.Less(t, *most, uint64(48<<20))
+}
+
+// countingStore looks at the heap whenever something is written.
+type countingStore struct {
+	content.Store
+	sample func(int64)
+}
+
+type countingWriter struct {
+	content.Writer
+	sample func(int64)
+}
+
+func (s countingStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	w, err := s.Store.Writer(ctx, opts...)
+	return countingWriter{w, s.sample}, err
+}
+
+func (w countingWriter) Write(p []byte) (int, error) {
+	w.sample(0)
+	return w.Writer.Write(p)
 }
 
 // TestCancel: at any moment everything ends, and nothing is left in the spool

@@ -23,7 +23,9 @@ const (
 	aclHeadLen  = 4
 	aclEntryLen = 8
 	aclUserObj  = 0x01
+	aclUser     = 0x02
 	aclGroupObj = 0x04
+	aclGroup    = 0x08
 	aclMask     = 0x10
 	aclOther    = 0x20
 	aclMinimal  = aclHeadLen + 3*aclEntryLen // owner, group and others: what the mode says
@@ -101,8 +103,8 @@ func validCapability(v []byte) bool {
 }
 
 // effectiveACL returns what a file has after containerd's unpacking set the list v
-// and then the mode: chmod(2) changes the list too, and a list that says no more
-// than the mode is not kept. nil is none.
+// and then the mode: the kernel drops what counts for nothing, chmod(2) changes the
+// list too, and one that says no more than the mode is not kept. nil is none.
 func effectiveACL(name string, v []byte, mode uint16) []byte {
 	if len(v) == 0 || len(v) == aclHeadLen { // the kernel removes the list then
 		return nil
@@ -110,25 +112,34 @@ func effectiveACL(name string, v []byte, mode uint16) []byte {
 	if len(v) > aclHeadLen && binary.LittleEndian.Uint32(v) != aclVersion { // which the kernel calls not supported
 		return nil
 	}
-	if name == aclDefault || erofs.CheckXattr(name, v, mode) != "" { // which is reported later
+	if erofs.CheckXattr(name, v, mode) != "" { // which is reported later
 		return v
 	}
-	if len(v) == aclMinimal {
+	if name == aclAccess && len(v) == aclMinimal {
 		return nil
 	}
 	v = slices.Clone(v)
 	var group []byte // of the mask, or of the group where there is no mask
 	for e := v[aclHeadLen:]; len(e) > 0; e = e[aclEntryLen:] {
 		switch e[0] {
-		case aclUserObj:
-			e[2] = byte(mode >> 6 & 7)
+		case aclUser, aclGroup:
+			continue
 		case aclGroupObj, aclMask: // the mask comes later
 			group = e
+		case aclUserObj:
+			if name == aclAccess {
+				e[2] = byte(mode >> 6 & 7)
+			}
 		case aclOther:
-			e[2] = byte(mode & 7)
+			if name == aclAccess {
+				e[2] = byte(mode & 7)
+			}
 		}
+		copy(e[4:aclEntryLen], "\xff\xff\xff\xff") // nobody's id is in it
 	}
-	group[2] = byte(mode >> 3 & 7)
+	if name == aclAccess {
+		group[2] = byte(mode >> 3 & 7)
+	}
 	return v
 }
 
