@@ -183,7 +183,7 @@ func (c *conversion) writeImage(ctx context.Context, img *image) (ocispec.Descri
 			lr.desc = l
 			lr.DiffID = img.config.RootFS.DiffIDs[len(diffIDs)]
 		} else {
-			lr.desc.Annotations = merged(l.Annotations, lr.desc.Annotations)
+			lr.desc.Annotations = LayerAnnotations(l.Annotations, lr.desc.Annotations)
 		}
 		m.Layers = append(m.Layers, lr.desc)
 		diffIDs = append(diffIDs, lr.DiffID)
@@ -222,9 +222,9 @@ func (c *conversion) writeImage(ctx context.Context, img *image) (ocispec.Descri
 // layer to some lazy loader, and would be untrue of the new one.
 var foreign = []string{"containerd.io/snapshot/", "org.erofs.", "io.github.containers.zstd-chunked.", "io.containers.estargz.", "com.amazon.soci."}
 
-// merged returns the annotations of a converted layer: its own, and what the
-// source layer said that does not depend on its bytes.
-func merged(source, own map[string]string) map[string]string {
+// LayerAnnotations returns the annotations of a converted layer: its own, and
+// what the source layer said that does not depend on its bytes.
+func LayerAnnotations(source, own map[string]string) map[string]string {
 	out := make(map[string]string, len(source)+len(own))
 	for k, v := range source {
 		if !slices.ContainsFunc(foreign, func(p string) bool { return strings.HasPrefix(k, p) }) {
