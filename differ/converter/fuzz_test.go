@@ -70,6 +70,8 @@ func FuzzImage(f *testing.F) {
 	f.Add(`{"layers":[{"digest":"sha256:x"}]}`, `{"os.features":["a"],"rootfs":null}`)
 	f.Add(`{"manifests":[{}]}`, `[]`)
 	f.Add(`{"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"`+l.String()+`","size":-1}]}`, config)
+	f.Add(`{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"`+l.String()+`","size":9,"annotations":{
+		"vnd.docker.reference.type":"attestation-manifest","vnd.docker.reference.digest":"`+l.String()+`"}}]}`, config)
 	work := f.TempDir()
 	f.Fuzz(func(t *testing.T, manifest, config string) {
 		src := &memory{content: map[digest.Digest][]byte{l: layer, digest.FromString(config): []byte(config)}}
@@ -84,7 +86,7 @@ func FuzzImage(f *testing.F) {
 		for _, mt := range []string{ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex} {
 			src.root = ocispec.Descriptor{MediaType: mt, Digest: digest.FromString(manifest), Size: int64(len(manifest))}
 			dst := &memory{content: map[digest.Digest][]byte{}}
-			_, err := Image(t.Context(), src, dst, Options{AllPlatforms: true, WorkDir: work})
+			_, err := Image(t.Context(), src, dst, Options{AllPlatforms: true, WorkDir: work, Output: Output(len(manifest) % 2)})
 			if err != nil {
 				require.Empty(t, dst.named.Digest)
 				continue

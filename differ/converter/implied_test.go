@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"io"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,4 +98,36 @@ func topLayer(t *testing.T, at string, res converter.Result) *erofs.Tree {
 	p, err := erofs.Parse(bytes.NewReader(b[:lr.ImageSize]), erofs.DefaultPolicy(lr.ImageSize))
 	require.NoError(t, err)
 	return p.Tree
+}
+
+// TestResumedLayersAnswerForTheirDirectories converts a layer whose directories
+// only a layer describes that an earlier run converted.
+func TestResumedLayersAnswerForTheirDirectories(t *testing.T) {
+	lower := rawTar(t, tar.Header{Typeflag: tar.TypeDir, Name: "dir", Mode: 0o1777, Uid: 7})
+	upper := rawTar(t, tar.Header{Typeflag: tar.TypeReg, Name: "dir/x", Mode: 0o600})
+	l := newLayout(t)
+	layers := []ocispec.Descriptor{l.add(ocispec.MediaTypeImageLayer, lower), l.add(ocispec.MediaTypeImageLayer, upper)}
+	config := map[string]any{"os": "linux", "architecture": "amd64", "rootfs": map[string]any{
+		"type": "layers", "diff_ids": []digest.Digest{layers[0].Digest, layers[1].Digest},
+	}}
+	l.tag(map[string]ocispec.Descriptor{"x": l.manifest(l.addJSON(ocispec.MediaTypeImageConfig, config), layers)})
+	want, err := run(t, "oci:"+l.dir, "oci:"+t.TempDir(), host)
+	require.NoError(t, err)
+
+	opts, to := host, "oci:"+t.TempDir()
+	opts.KeepDir = t.TempDir()
+	_, err = run(t, "oci:"+l.dir, to, opts)
+	require.NoError(t, err)
+	for _, name := range kept(t, opts.KeepDir, "json") {
+		b, err := os.ReadFile(name)
+		require.NoError(t, err)
+		if strings.Contains(string(b), `"tarDiffID":"`+layers[1].Digest.String()) {
+			require.NoError(t, os.Remove(name))
+		}
+	}
+	got, err := run(t, "oci:"+l.dir, to, opts)
+	require.NoError(t, err)
+	require.Equal(t, want.Digest, got.Digest)
+	require.True(t, got.Images[0].Layers[0].Resumed)
+	require.False(t, got.Images[0].Layers[1].Resumed)
 }

@@ -2,6 +2,8 @@ package converter_test
 
 import (
 	"encoding/json"
+	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -199,4 +201,37 @@ func TestAnnotationsOfLayersAreKept(t *testing.T) {
 	}
 	require.Equal(t, m.Subject, got.Subject)
 	require.Equal(t, m.ArtifactType, got.ArtifactType)
+}
+
+// TestTarsAreMountedFromTheSource has source and target in one registry: the tar
+// layers of the index need no upload, and are read once, for the conversion.
+func TestTarsAreMountedFromTheSource(t *testing.T) {
+	reg := registry(t)
+	l := newLayout(t)
+	l.tag(map[string]ocispec.Descriptor{"one": l.image(amd64, "a")})
+	from, to := reg.Addr()+"/team/plain:1", reg.Addr()+"/other/both:1"
+	pushLayout(t, l, from)
+	reg.Reset()
+	opts := host
+	opts.Output = converter.Index
+	_, err := run(t, from, to, opts)
+	require.NoError(t, err)
+	gets := map[string]int{}
+	mounts, uploads := 0, 0
+	for _, r := range reg.Log() {
+		switch {
+		case r.Method == http.MethodGet && r.Blob() != "":
+			gets[r.Blob()]++
+		case r.Method == http.MethodPost && r.Status == http.StatusCreated:
+			mounts++
+		case r.Method == http.MethodPut && strings.Contains(r.Path, "/blobs/uploads/"):
+			uploads++
+		}
+	}
+	require.Equal(t, 3, mounts)
+	require.Equal(t, 5, uploads, "three EROFS layers and both configs")
+	for d, n := range gets {
+		require.Equal(t, 1, n, d)
+	}
+	requireWhole(t, to, root(t, to))
 }

@@ -78,14 +78,20 @@ func (l *lines) Close() {}
 
 // bars draws one bar per layer, which first follows the conversion and then
 // the push.
+//
+// mpb calls decorators on the goroutine that also serves the methods of a bar,
+// so what a decorator locks must never be held over such a method: each bar has
+// a lock of its own for its text.
 type bars struct {
 	p    *mpb.Progress
-	mu   sync.Mutex
+	mu   sync.Mutex // guards each
 	each map[digest.Digest]*bar
 }
 
 type bar struct {
-	bar   *mpb.Bar
+	bar *mpb.Bar
+
+	mu    sync.Mutex // guards what follows
 	phase converter.Phase
 	line  string
 }
@@ -95,47 +101,67 @@ func newBars(w io.Writer) *bars {
 }
 
 func (b *bars) Show(e converter.Event) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	x, ok := b.each[e.Layer]
-	if !ok {
-		x = b.add(e)
-	}
+	x := b.of(e)
 	if e.Phase == converter.Done {
-		if e.Result != nil {
-			x.line = Line(e.Layer, e.Result)
-		}
-		x.phase = converter.Done
+		x.finish(e)
 		x.bar.SetTotal(e.Total, false)
 		x.bar.SetCurrent(e.Total)
 		x.bar.SetTotal(-1, true)
 		return
 	}
-	if e.Phase != x.phase {
-		x.phase = e.Phase
+	if x.enter(e.Phase) {
 		// One more than there is, so that the bar is not complete before Done.
 		x.bar.SetTotal(e.Total+1, false)
 	}
 	x.bar.SetCurrent(e.Bytes)
 }
 
-// add is called with mu held.
-func (b *bars) add(e converter.Event) *bar {
-	x := &bar{phase: e.Phase, line: short(e.Layer) + "  done"}
+// enter notes the phase and reports whether it is a new one.
+func (x *bar) enter(p converter.Phase) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	was := x.phase
+	x.phase = p
+	return was != p
+}
+
+// finish notes that the layer is done.
+func (x *bar) finish(e converter.Event) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.phase = converter.Done
+	if e.Result != nil {
+		x.line = Line(e.Layer, e.Result)
+	}
+}
+
+// state returns the phase, and the line of a layer that is done.
+func (x *bar) state() (converter.Phase, string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.phase, x.line
+}
+
+// of returns the bar of a layer, a new one for its first event.
+func (b *bars) of(e converter.Event) *bar {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	x, ok := b.each[e.Layer]
+	if ok {
+		return x
+	}
+	x = &bar{phase: e.Phase, line: short(e.Layer) + "  done"}
 	b.each[e.Layer] = x
 	x.bar = b.p.AddBar(e.Total+1,
 		mpb.PrependDecorators(decor.Any(func(decor.Statistics) string {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			if x.phase == converter.Done {
-				return x.line
+			phase, line := x.state()
+			if phase == converter.Done {
+				return line
 			}
-			return fmt.Sprintf("%s  %-10s ", short(e.Layer), x.phase)
+			return fmt.Sprintf("%s  %-10s ", short(e.Layer), phase)
 		})),
 		mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			if x.phase == converter.Done {
+			if phase, _ := x.state(); phase == converter.Done {
 				return ""
 			}
 			return fmt.Sprintf("%s / %s", units.HumanSize(float64(s.Current)), units.HumanSize(float64(max(0, s.Total-1))))
@@ -148,7 +174,7 @@ func (b *bars) add(e converter.Event) *bar {
 func (b *bars) Close() {
 	b.mu.Lock()
 	for _, x := range b.each {
-		if x.phase != converter.Done {
+		if phase, _ := x.state(); phase != converter.Done {
 			x.bar.Abort(false)
 		}
 	}

@@ -61,3 +61,21 @@ func TestBars(t *testing.T) {
 	require.Contains(t, out.String(), "ca978112ca1b  1kB -> 100B, 3 inodes")
 	require.NotContains(t, out.String(), "101B")
 }
+
+// TestBarsOfOtherWays shows an index, whose tars are copied after the push, a
+// layer that an earlier run converted, and a check without results.
+func TestBarsOfOtherWays(t *testing.T) {
+	var out bytes.Buffer
+	d := newBars(&out)
+	for _, p := range []converter.Phase{converter.Convert, converter.Push, converter.Copy} {
+		for i := range int64(11) {
+			d.Show(converter.Event{Layer: a, Phase: p, Bytes: 10 * i, Total: 100})
+		}
+	}
+	d.Show(done(a, converter.LayerResult{SourceSize: 100, Size: 100, Inodes: 3, Resumed: true, Existed: true}))
+	d.Show(converter.Event{Layer: b, Phase: converter.Check, Bytes: 100, Total: 100})
+	d.Show(converter.Event{Layer: b, Phase: converter.Done, Bytes: 100, Total: 100})
+	d.Close()
+	require.Contains(t, out.String(), "100B -> 100B, 3 inodes")
+	require.Contains(t, out.String(), "3e23e8160039  done")
+}
