@@ -64,8 +64,12 @@ func (c *conversion) attest(ctx context.Context, imgs []*image, entries []ocispe
 			}
 			ar := Attestation{Source: a.desc.Digest, SourceImage: a.of, Predicates: predicates(m)}
 			if !c.hasIndex(imgs) {
-				c.warn("attestation %s of %s is left out, because a single manifest has no place for it; --output index keeps it",
-					a.desc.Digest, platforms.Format(img.platform))
+				hint := "--output index keeps it"
+				if c.export != nil {
+					hint = "--all-platforms, or several, give an index that keeps it"
+				}
+				c.warn("attestation %s of %s is left out, because a single manifest has no place for it; %s",
+					a.desc.Digest, platforms.Format(img.platform), hint)
 				res.Attestations = append(res.Attestations, ar)
 				continue
 			}

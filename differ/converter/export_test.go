@@ -144,6 +144,15 @@ func TestExportGivesTheImageBack(t *testing.T) {
 	}
 }
 
+func TestExportOfOnePlatformSaysWhatItLeavesOut(t *testing.T) {
+	l := newLayout(t)
+	l.tag(map[string]ocispec.Descriptor{"x": l.built()})
+	res, err := export(t, "oci:"+l.dir, "oci:"+t.TempDir(), converter.ExportOptions{Platforms: host.Platforms})
+	require.NoError(t, err)
+	require.Len(t, res.Warnings, 1)
+	require.Contains(t, res.Warnings[0], "--all-platforms")
+}
+
 func TestExportCarriesTarsOver(t *testing.T) {
 	l := newLayout(t)
 	l.tag(map[string]ocispec.Descriptor{"x": l.image(amd64, "a")})
