@@ -50,9 +50,10 @@ test: deps containerd tools build ## run every test, as root, with real mounts
 	$(GO) test -count=1 -timeout 20m $(TESTFLAGS) $$($(GO) list ./... | grep -v '/tests/trees$$')
 	$(GO) test -count=1 -timeout 20m ./tests/trees
 
-ci: lint ## what CI runs: lint, tests with -race, 20 s of every fuzz target
+ci: lint ## what CI runs: lint, tests with -race, 20 s of every fuzz target, two old kernels
 	$(MAKE) test TESTFLAGS=-race
 	tests/tools/fuzz.sh 20s
+	$(MAKE) vm VM='6.1-ondemand 6.1'
 
 lint: $(GOLANGCI) ## run golangci-lint as .golangci.yml says
 	$(GOLANGCI) run ./...

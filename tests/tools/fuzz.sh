@@ -1,21 +1,32 @@
 #!/bin/sh
 # usage: fuzz.sh DURATION
-# Fuzzes every target of every package in turn, each for DURATION. Making an
-# interesting input smaller is cut short: by default it takes up to a minute, in
-# which nothing else is tried.
+# Fuzzes every target of every package for DURATION, one on each processor at a
+# time. Making an interesting input smaller is cut short: by default it takes up to
+# a minute, in which nothing else is tried. Exits with 1 if any target failed, after
+# all have run; what failed is printed as it ends.
 set -eu
 
 duration=$1
-list=$(mktemp)
-trap 'rm -f "$list"' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}} {{.ImportPath}}{{end}}' ./... |
 	while read -r dir pkg; do
 		# Only packages whose tests name a target are compiled for the list.
 		grep -qs '^func Fuzz' "$dir"/*_test.go || continue
 		go test -list '^Fuzz' "$pkg" | sed -n "s|^Fuzz|$pkg Fuzz|p"
-	done >"$list"
-[ -s "$list" ] || { echo "no fuzz target found" >&2; exit 1; }
-while read -r pkg target; do
-	echo "fuzz $pkg $target $duration"
-	go test -run '^$' -fuzz "^$target\$" -fuzztime "$duration" -fuzzminimizetime 50x "$pkg"
-done <"$list"
+	done >"$work/list"
+[ -s "$work/list" ] || { echo "no fuzz target found" >&2; exit 1; }
+
+cat >"$work/one" <<EOF
+#!/bin/sh
+out=$work/\$(echo "\$1 \$2" | tr '/ ' '__')
+if go test -run '^\$' -fuzz "^\$2\\\$" -fuzztime $duration -fuzzminimizetime 50x -parallel 1 "\$1" >"\$out" 2>&1; then
+	echo "fuzzed \$1 \$2: \$(grep elapsed "\$out" | tail -n 1)"
+else
+	echo "FAILED \$1 \$2"
+	cat "\$out"
+	exit 1
+fi
+EOF
+chmod +x "$work/one"
+xargs -n 2 -P "$(nproc)" "$work/one" <"$work/list"
