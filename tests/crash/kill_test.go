@@ -23,7 +23,7 @@ import (
 
 var (
 	kills      = flag.Int("n", 20, "how often TestKilledUnderReaders kills the daemon")
-	longest    = flag.Duration("pause", 400*time.Millisecond, "how long TestKilledUnderReaders lets a daemon live, at most")
+	longest    = flag.Duration("pause", 200*time.Millisecond, "how long TestKilledUnderReaders lets a daemon go on that has begun to answer, at most")
 	driverName = flag.String("driver", fanotify.Name, "the driver that TestKilledUnderReaders tests")
 )
 
@@ -31,6 +31,10 @@ const (
 	readerCount = 6
 	// outage is how long the registry stays dead; the daemon tries for longer.
 	outage = 3 * time.Second
+	// startTime is about how long a daemon takes to begin, begunWithin what is too
+	// long because the registry is dead.
+	startTime   = 100 * time.Millisecond
+	begunWithin = time.Second
 	// outageEvery is how often it dies.
 	outageEvery = time.Minute
 )
@@ -106,17 +110,35 @@ func (w *world) lose(sum *tally) {
 	require.NoError(w, w.gate.open())
 }
 
-// strike kills the daemon some time after it began, in the middle of its start or
-// of its work, every tenth time twice in a row.
+// strike kills the daemon, one of four in the middle of its start, the others in
+// the middle of their work, and every tenth time twice in a row.
 func (w *world) strike(sum *tally) {
 	pid := w.child(sum.dead)
-	pause(*longest)
+	if rand.IntN(4) > 0 {
+		w.begun(sum.previous)
+		pause(*longest)
+	} else {
+		pause(startTime)
+	}
 	w.kill(sum, pid)
 	if sum.kills%10 == 0 {
 		sum.doubles++
 		pid = w.child(pid)
 		pause(50 * time.Millisecond)
 		w.kill(sum, pid)
+	}
+}
+
+// begun waits until the daemon has answered one of the events that its predecessor
+// left, or could not for a while. Without that, a machine that is slow to start
+// daemons would see them killed before they do anything.
+func (w *world) begun(left []int32) {
+	for until := time.Now().Add(begunWithin); time.Now().Before(until); {
+		now := w.taken()
+		if slices.ContainsFunc(left, func(n int32) bool { return !slices.Contains(now, n) }) {
+			return
+		}
+		<-time.After(5 * time.Millisecond)
 	}
 }
 

@@ -219,7 +219,7 @@ type readers struct {
 func (w *world) read(n int) *readers {
 	names := append([]string{}, w.names...)
 	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
-	ctx, cancel := context.WithTimeout(w.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(w.Context(), 20*time.Minute)
 	r := &readers{w: w, left: make(chan struct{}, n), stop: cancel}
 	self, err := os.Executable()
 	require.NoError(w, err)
