@@ -13,38 +13,61 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
 )
 
 func TestServe(t *testing.T) {
 	for what, change := range map[string]func(*MountConfig, *Config){
 		"direct":    nil,
-		"helper":    func(m *MountConfig, _ *Config) { m.Helper = true },
 		"one loop":  func(_ *MountConfig, c *Config) { c.Loops, c.MaxInFlight = 1, 3 },
 		"prompt":    func(_ *MountConfig, c *Config) { c.Prompt = func(uint32, uint64) bool { return true } },
 		"one page":  func(_ *MountConfig, c *Config) { c.MaxRead = 4096 },
 		"few reads": func(_ *MountConfig, c *Config) { c.MaxInFlight = 2 },
 	} {
 		t.Run(what, func(t *testing.T) {
-			r := newRig(t, change)
-			mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(r.target))
-			require.NoError(t, err)
-			require.Len(t, mounts, 1)
-			require.Equal(t, "fuse.session", mounts[0].FSType)
-			require.Equal(t, "test", mounts[0].Source)
-			require.Contains(t, mounts[0].Options, "ro")
-			require.Len(t, r.keeper.Names(), 2)
-			r.readAll()
-			errs := make([]<-chan error, 32)
-			for i := range errs {
-				errs[i] = r.reader(i % len(r.fs.names))
-			}
-			for _, c := range errs {
-				require.NoError(t, r.result(c))
-			}
-			require.Positive(t, r.fs.reads.Load())
-			r.end()
+			serveAndEnd(newRig(t, change))
 		})
 	}
+}
+
+// serveAndEnd reads everything, also at once, and unmounts.
+func serveAndEnd(r *rig) {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(r.target))
+	require.NoError(r, err)
+	require.Len(r, mounts, 1)
+	require.Equal(r, "fuse.session", mounts[0].FSType)
+	require.Equal(r, "test", mounts[0].Source)
+	require.Contains(r, mounts[0].Options, "ro")
+	require.Len(r, r.keeper.Names(), 2)
+	r.readAll()
+	errs := make([]<-chan error, 32)
+	for i := range errs {
+		errs[i] = r.reader(i % len(r.fs.names))
+	}
+	for _, c := range errs {
+		require.NoError(r, r.result(c))
+	}
+	require.Positive(r, r.fs.reads.Load())
+	r.end()
+}
+
+// TestHelper needs fusermount3, which a guest of tests/vm has not.
+func TestHelper(t *testing.T) {
+	serveAndEnd(newRig(t, func(m *MountConfig, _ *Config) { m.Helper = true }))
+	fs, k := newFiles(t), &drivertest.Keeper{}
+	refused := errors.New("store is full")
+	k.Refuse(refused)
+	target := t.TempDir()
+	_, err := Mount(t.Context(), MountConfig{Target: target, Helper: true}, Config{Name: "other", Keeper: k, FS: fs})
+	require.ErrorIs(t, err, refused)
+	mounted, err := mountinfo.Mounted(target)
+	require.NoError(t, err)
+	require.False(t, mounted)
+	k.Refuse(nil)
+	_, err = Mount(t.Context(), MountConfig{Target: "/no/such/directory", Helper: true}, Config{Name: "other", Keeper: k, FS: fs})
+	require.ErrorContains(t, err, "fusermount3")
+	require.Empty(t, k.Names())
 }
 
 func TestResidentReads(t *testing.T) {
@@ -253,7 +276,6 @@ func TestMountRefusals(t *testing.T) {
 		"no name":   {MountConfig{Target: t.TempDir()}, func(c *Config) { c.Name = "" }},
 		"no limit":  {MountConfig{Target: t.TempDir()}, func(c *Config) { c.MaxRead = MaxMaxRead + 1 }},
 		"no target": {MountConfig{Target: "/no/such/directory"}, nil},
-		"helper":    {MountConfig{Target: "/no/such/directory", Helper: true}, nil},
 	} {
 		t.Run(what, func(t *testing.T) {
 			conf := Config{Name: "other", Keeper: r.keeper, FS: newFiles(t)}
@@ -268,14 +290,12 @@ func TestMountRefusals(t *testing.T) {
 		})
 	}
 	r.keeper.Refuse(refused)
-	for _, help := range []bool{false, true} {
-		target := t.TempDir()
-		_, err := Mount(t.Context(), MountConfig{Target: target, Helper: help}, Config{Name: "other", Keeper: r.keeper, FS: newFiles(t)})
-		require.ErrorIs(t, err, refused)
-		mounted, err := mountinfo.Mounted(target)
-		require.NoError(t, err)
-		require.False(t, mounted)
-	}
+	target := t.TempDir()
+	_, err := Mount(t.Context(), MountConfig{Target: target}, Config{Name: "other", Keeper: r.keeper, FS: newFiles(t)})
+	require.ErrorIs(t, err, refused)
+	mounted, err := mountinfo.Mounted(target)
+	require.NoError(t, err)
+	require.False(t, mounted)
 	r.end()
 }
 
