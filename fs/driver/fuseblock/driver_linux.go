@@ -28,6 +28,8 @@ type Driver struct {
 	owned  sync.WaitGroup // waits for superblocks of complete layers, and for sessions
 
 	hits, misses, denied atomic.Uint64
+	// loopDevices is Config's, or what Probe found to be needed.
+	loopDevices atomic.Bool
 
 	mu       sync.Mutex
 	down     bool
@@ -59,6 +61,7 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 			d.waiting[name] = true
 		}
 	}
+	d.loopDevices.Store(conf.LoopDevices)
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return d, nil
 }
@@ -231,7 +234,7 @@ func (d *Driver) Shutdown(ctx context.Context) error {
 
 // loop is how the images are mounted.
 func (d *Driver) loop() erofs.Loop {
-	if d.conf.LoopDevices {
+	if d.loopDevices.Load() {
 		return erofs.LoopAlways
 	}
 	return erofs.LoopFallback

@@ -2,6 +2,7 @@ package fuseblock
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -242,17 +243,45 @@ func TestMountInfo(t *testing.T) {
 }
 
 func TestProbe(t *testing.T) {
+	memory := t.TempDir()
+	require.NoError(t, unix.Mount("none", memory, "tmpfs", 0, ""))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(memory, 0)) })
 	for _, conf := range []Config{{}, {LoopDevices: true}, {DirectIO: true}} {
 		d := newDriver(t, &drivertest.Keeper{}, conf)
 		require.Equal(t, "fuseblock", d.Name())
 		dir := t.TempDir()
 		require.NoError(t, d.Probe(dir))
-		require.NoError(t, d.Probe("/dev/shm"), "a FUSE file hides where the data is")
+		require.NoError(t, d.Probe(memory), "a FUSE file hides where the data is")
 		entries, err := os.ReadDir(dir)
 		require.NoError(t, err)
 		require.Empty(t, entries)
 		require.Error(t, d.Probe("/no/such/directory"))
 		require.NoError(t, d.Shutdown(t.Context()))
+	}
+}
+
+func TestChoose(t *testing.T) {
+	file, device := errors.New("from a file"), errors.New("from a loop device")
+	for _, c := range []struct {
+		always       bool
+		file, device error
+		loop         bool
+		err          error
+	}{
+		{false, nil, device, false, nil},
+		{false, file, nil, true, nil},
+		{false, file, device, false, file},
+		{true, nil, nil, true, nil},
+		{true, nil, device, false, device},
+	} {
+		loop, err := choose(c.always, func(loop bool) error {
+			if loop {
+				return c.device
+			}
+			return c.file
+		})
+		require.Equal(t, c.loop, loop, "%v", c)
+		require.Equal(t, c.err, err, "%v", c)
 	}
 }
 

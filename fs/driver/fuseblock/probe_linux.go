@@ -31,15 +31,36 @@ func (d *Driver) Probe(cacheDir string) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	defer os.RemoveAll(dir)
-	if err := d.try(dir); err != nil {
+	loop, err := choose(d.conf.LoopDevices, func(loop bool) error { return d.try(dir, loop) })
+	if err != nil {
 		return fmt.Errorf("%s: %w", what, kernel.EROFSRefusal(err))
 	}
+	d.loopDevices.Store(loop)
 	return nil
 }
 
-func (d *Driver) try(dir string) error {
+// choose finds out whether loop devices are needed. Kernels that mount files
+// refuse some that are on FUSE, each in its own way (before 6.13), so any
+// failure makes it try the other way; the error is that of the first.
+func choose(always bool, try func(loop bool) error) (loop bool, err error) {
+	if !always {
+		if err = try(false); err == nil {
+			return false, nil
+		}
+	}
+	last := try(true)
+	if last == nil {
+		return true, nil
+	}
+	if err == nil {
+		err = last
+	}
+	return false, err
+}
+
+func (d *Driver) try(dir string, loop bool) error {
 	image, name, want := kernel.ProbeImage()
-	data, err := os.OpenFile(filepath.Join(dir, "image"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	data, err := os.OpenFile(filepath.Join(dir, "image"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -48,13 +69,13 @@ func (d *Driver) try(dir string) error {
 		return err
 	}
 	target := filepath.Join(dir, "mount")
-	if err := os.Mkdir(target, 0o700); err != nil {
+	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(d.ctx, probeWait)
 	defer cancel()
 	conf := d.conf
-	conf.Keeper, conf.Inherited = nobody{}, nil
+	conf.Keeper, conf.Inherited, conf.LoopDevices = nobody{}, nil, loop
 	probe, err := New(ctx, conf)
 	if err != nil {
 		return err
