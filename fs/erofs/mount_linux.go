@@ -35,7 +35,8 @@ type MountConfig struct {
 	// Target is an existing directory.
 	Target string
 	// DirectIO makes the kernel read data with O_DIRECT, so that it is cached
-	// once, in the mount, and not in the data file's page cache too.
+	// once, in the mount, and not in the data file's page cache too. A kernel that
+	// cannot does without.
 	DirectIO bool
 	// ReadAheadKB is the read-ahead of the mount in KiB; 0 leaves the kernel's.
 	ReadAheadKB int
@@ -179,7 +180,8 @@ func detached(ctx context.Context, cfg MountConfig) (*os.File, error) {
 		}
 	}
 	if cfg.DirectIO && cfg.Loop != LoopAlways { // a loop device has a flag for it
-		if err := fsc.SetFlag("directio"); err != nil {
+		// Kernels that mount no files, and the first that did, do not know it.
+		if err := fsc.SetFlag("directio"); err != nil && !errors.Is(err, unix.EINVAL) {
 			return nil, err
 		}
 	}
