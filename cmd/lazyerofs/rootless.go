@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/cmd/internal/rootless"
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
@@ -29,11 +32,9 @@ func mountRootless(ctx context.Context, inst standalone.Instance, pull *registry
 	if err != nil {
 		return err
 	}
-	if err := inst.Start(ctx); err != nil {
-		return err
-	}
 	client := rootless.Client{Address: inst.Address}
-	err = client.Mount(ctx, rootless.Mount{Target: target, Image: img.Ref, Layers: mounts.Labels(img)})
+	want := rootless.Mount{Target: target, Image: img.Ref, Layers: mounts.Labels(img)}
+	err = ask(ctx, inst, func() error { return client.Mount(ctx, want) })
 	var f *rootless.Failure
 	if errors.As(err, &f) && f.Reason == fs.ReasonFormat && f.Layer < len(img.Manifest.Layers) {
 		err = &mounts.NotLazyError{Image: img.Ref, Layer: img.Manifest.Layers[f.Layer].Digest.String(), Err: err}
@@ -44,25 +45,48 @@ func mountRootless(ctx context.Context, inst standalone.Instance, pull *registry
 	return nil
 }
 
-// umountRootless unmounts what mountRootless has mounted. A daemon that died with
-// its supervisor left the mount: one is started to take it away in order.
-func umountRootless(ctx context.Context, inst standalone.Instance, dir string) error {
+// ask starts the daemon and asks it. One that was just told to end, by whoever took
+// the last mount away, is waited for, and its successor asked.
+func ask(ctx context.Context, inst standalone.Instance, question func() error) error {
 	if err := inst.Start(ctx); err != nil {
 		return err
 	}
-	client := rootless.Client{Address: inst.Address}
-	target, err := mounts.Resolve(dir)
-	if err == nil {
-		err = client.Unmount(ctx, target)
+	err := question()
+	for _, ending := range []error{io.EOF, unix.ECONNRESET, unix.EPIPE, unix.ECONNREFUSED} {
+		if errors.Is(err, ending) {
+			if err := errors.Join(inst.AwaitEnd(ctx), inst.Start(ctx)); err != nil {
+				return err
+			}
+			return question()
+		}
 	}
+	return err
+}
+
+// umountRootless unmounts what mountRootless has mounted. A daemon that died with
+// its supervisor left the mount: one is started to take it away in order.
+func umountRootless(ctx context.Context, inst standalone.Instance, dir string) error {
+	client := rootless.Client{Address: inst.Address}
+	err := ask(ctx, inst, func() error {
+		// Not before: a dead mount has no path.
+		target, err := mounts.Resolve(dir)
+		if err != nil {
+			return err
+		}
+		return client.Unmount(ctx, target)
+	})
 	return errors.Join(err, endIfIdle(context.WithoutCancel(ctx), inst, client))
 }
 
-// endIfIdle is stopIfIdle for the daemon of an ordinary user.
+// endIfIdle is stopIfIdle for the daemon of an ordinary user. It waits for the end,
+// so that the next command meets no daemon that is about to go.
 func endIfIdle(ctx context.Context, inst standalone.Instance, client rootless.Client) error {
 	left, err := client.List(ctx)
 	if err != nil || len(left) > 0 {
 		return err
 	}
-	return inst.Stop()
+	if err := inst.Stop(); err != nil {
+		return err
+	}
+	return inst.AwaitEnd(ctx)
 }

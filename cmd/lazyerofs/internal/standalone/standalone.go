@@ -217,6 +217,27 @@ func (i Instance) Stop() error {
 	return os.Remove(i.pidFile())
 }
 
+// AwaitEnd returns when nobody listens at the socket any more: after Stop, when the
+// supervisor has ended, which keeps the socket while daemons come and go.
+func (i Instance) AwaitEnd(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := i.Answers(ctx)
+		switch {
+		case err == nil:
+			return struct{}{}, errors.New("it still answers")
+		case errors.Is(err, fs.ErrNotExist):
+			return struct{}{}, nil
+		}
+		return struct{}{}, backoff.Permanent(err)
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(20*time.Millisecond)))
+	if err != nil {
+		return fmt.Errorf("waiting for the end of the lazyerofs daemon; see %s: %w", i.logFile(), err)
+	}
+	return nil
+}
+
 // runs reports whether process pid was started for this instance: a pid file
 // outlives a reboot and its number may be somebody else's by now.
 func (i Instance) runs(pid int) bool {
