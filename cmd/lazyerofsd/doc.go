@@ -6,6 +6,10 @@
 // we are ready, then take over mounts; nothing in it needs a network. At stop every
 // mount stays, and what serves them waits in the descriptor store.
 //
+// With --rootless it is the daemon of an ordinary user instead: rootless.go puts the
+// same lazy side together with one FUSE mount for each image, and answers
+// "lazyerofs mount" (package cmd/internal/rootless) in place of containerd.
+//
 // Known deadlock: the daemon must not read from a mount that it serves. Its
 // binary, its configuration, certificates and resolver files must not be on one.
 package main

@@ -6,6 +6,9 @@
 // started under its own supervisor, in a session of its own, with a root of its
 // own: a containerd's garbage collector would remove the snapshots it made.
 //
+// An ordinary user has an instance below his own directories (User), whose daemon
+// serves whole images through FUSE.
+//
 // Known deadlock: the daemon must not run from, or log to, a directory in an
 // image that it serves.
 package standalone
