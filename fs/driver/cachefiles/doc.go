@@ -26,8 +26,8 @@
 //     of the layer uses the data file itself where the kernel can, over a loop device
 //     before 6.12.
 //
-// Order at the end, since the kernels before the fixes of 2024 (6.1.94, 6.6.33, 6.9.4)
-// freed objects under requests: first the superblock goes, then CLOSE is read, then
+// Order at the end, since kernels before the fixes of mid 2024, which stable series got
+// too, freed objects under requests: first the superblock goes, then CLOSE is read, then
 // the object's descriptor is closed, and only when no object is left, the device. The
 // device is never closed under a mount: a process that ends leaves it with the Keeper.
 // Shutdown closes no object that the Keeper does not hold.
@@ -36,8 +36,8 @@
 // first answers again the OPEN of each object, because one that was kept and not
 // answered would never be opened; then "restore" makes the kernel ask again for all
 // that was taken and not answered. An object whose descriptor was lost is opened anew
-// by the kernel when it is read, from 6.8 on and with the fixes above; before, its
-// reads give EIO. Until Settle requests of layers that nobody adopted wait.
+// by the kernel when it is read, from 6.8 on and where that was backported (6.1.192 has
+// it); before, its reads give EIO. Until Settle requests of layers that nobody adopted wait.
 //
 // The device can be opened once on a machine: a cachefilesd, or another daemon of this
 // kind, makes Probe and the first Mount say EBUSY.
