@@ -4,6 +4,8 @@ package cachefiles
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -12,9 +14,9 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
 )
 
-func TestLaws(t *testing.T) {
-	drivertest.Run(t, harness(t, Config{ReadAheadKB: 256}))
-}
+func init() { harnesses = append(harnesses, harness()) }
+
+func TestLaws(t *testing.T) { drivertest.Run(t, harness()) }
 
 func newDriver(tb testing.TB, k *drivertest.Keeper, conf Config) *Driver {
 	conf.Keeper = k
@@ -23,13 +25,17 @@ func newDriver(tb testing.TB, k *drivertest.Keeper, conf Config) *Driver {
 	return d
 }
 
-func harness(t *testing.T, conf Config) drivertest.Harness {
-	conf.Dir = t.TempDir()
+func harness() drivertest.Harness {
 	return drivertest.Harness{
-		NoDirect: true,
+		Name:         Name,
+		NoDirect:     true,
+		SurvivesKill: true,
 		New: func(tb testing.TB, k *drivertest.Keeper, inherited driver.Inheritance) driver.Server {
-			conf.Inherited = inherited
-			return newDriver(tb, k, conf)
+			return newDriver(tb, k, Config{
+				ReadAheadKB: 256, Inherited: inherited,
+				// The same in the child that is killed.
+				Dir: filepath.Join(os.TempDir(), "cachefiles"),
+			})
 		},
 	}
 }
