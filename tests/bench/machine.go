@@ -1,12 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -61,14 +62,14 @@ func model(cpuinfo string) string {
 	return runtime.GOARCH
 }
 
-// revision is what this program, and so the rest of the source tree, was built
-// from.
+// revision is what the source tree is at, with "-dirty" when it was changed; empty
+// outside a repository.
 func revision() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
+	out, err := exec.CommandContext(context.Background(), "git", "describe", "--always", "--dirty").Output()
+	if err != nil {
 		return ""
 	}
-	return info.Main.Version
+	return strings.TrimSpace(string(out))
 }
 
 // store writes a report under its date, and its kind unless that is "".
