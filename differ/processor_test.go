@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/diff"
@@ -177,6 +178,16 @@ func TestApplyProcessors(t *testing.T) {
 	dir, err := apply(New(store, ServiceConfig{Processors: []diff.Handler{cat("application/x", "application/y"), cat("application/y", ocispec.MediaTypeImageLayer)}}))
 	require.NoError(t, err)
 	require.Equal(t, []string{rootLine, "a -644 0:0 size=1 nlink=1"}, list(t, mountFile(t, dir+"/"+LayerFile)))
+
+	// One that is configured comes before what is built in, which could do the same.
+	dir, mounts := snapshotDir(t, t.TempDir())
+	ran := filepath.Join(t.TempDir(), "ran")
+	_, err = New(store, ServiceConfig{Processors: []diff.Handler{
+		diff.BinaryHandler("gunzip", ocispec.MediaTypeImageLayer, []string{ocispec.MediaTypeImageLayerGzip}, "/bin/sh", []string{"-c", "touch " + ran + "; exec gzip -d"}, nil),
+	}}).Apply(t.Context(), store.add(t, ocispec.MediaTypeImageLayerGzip, gzipped(t, src)), mounts)
+	require.NoError(t, err)
+	requireOnly(t, dir, LayerFile)
+	require.FileExists(t, ran)
 
 	dir, err = apply(New(store, ServiceConfig{Processors: []diff.Handler{cat("application/x", "application/x")}}))
 	require.ErrorContains(t, err, "more than 8 stream processors")

@@ -41,11 +41,8 @@ func scanRuns(ctx context.Context, r io.Reader, size int64, buf []byte, runs []r
 	unit := holeUnit(size)
 	first := len(runs)
 	for off := int64(0); off < size; off += unit {
-		if err := ctx.Err(); err != nil { // a hole in an archive is read without reading the archive
-			return runs, err
-		}
 		n := min(unit, size-off)
-		stored, err := scanUnit(r, n, buf, emit)
+		stored, err := scanUnit(ctx, r, n, buf, emit)
 		if err != nil {
 			return runs, err
 		}
@@ -62,9 +59,12 @@ func scanRuns(ctx context.Context, r io.Reader, size int64, buf []byte, runs []r
 
 // scanUnit reads n bytes and emits them unless all are zero. Zeros are only
 // counted until the first other byte: a unit may be longer than any buffer.
-func scanUnit(r io.Reader, n int64, buf []byte, emit func([]byte) error) (stored bool, err error) {
+func scanUnit(ctx context.Context, r io.Reader, n int64, buf []byte, emit func([]byte) error) (stored bool, err error) {
 	var blank int64
 	for done := int64(0); done < n; {
+		if err := ctx.Err(); err != nil { // a hole in an archive is read without reading the archive
+			return false, err
+		}
 		p := buf[:min(int64(len(buf)), n-done)]
 		if _, err := io.ReadFull(r, p); err != nil {
 			return false, fileReadError(err)

@@ -198,8 +198,8 @@ func attrOf(hdr *tar.Header) (erofs.Attr, error) {
 	default:
 		return a, badEntry(hdr.Name, "has type %q, which layers do not have", hdr.Typeflag)
 	}
-	if a.Size < 0 {
-		return a, badEntry(hdr.Name, "has size %d", a.Size)
+	if most := erofs.DefaultPolicy(0).MaxFileSize; a.Size < 0 || a.Size > most { // which the strict parser would refuse
+		return a, badEntry(hdr.Name, "has size %d, a layer's files have at most %d bytes", a.Size, most)
 	}
 	return a, nil
 }
