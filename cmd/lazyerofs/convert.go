@@ -192,20 +192,26 @@ func parsePlatforms(list []string) ([]ocispec.Platform, error) {
 }
 
 // workDirs returns the directory for temporary data and the one for finished
-// layers. Without a home directory there is nothing that only the user can
-// write to, and nothing is kept.
+// layers. Without a home directory that can be written to, as in some CI jobs,
+// there is nothing that only the user can change: temporary data goes where the
+// system puts it, and nothing is kept.
 func workDirs(flag string) (work, keep string, err error) {
+	dir := flag
 	if flag == "" {
 		cache, err := os.UserCacheDir()
 		if err != nil {
-			return "", "", nil //nolint:nilerr // temporary data goes where the system puts it
+			return "", "", nil //nolint:nilerr // see above
 		}
-		flag = filepath.Join(cache, "lazyerofs", "convert")
+		dir = filepath.Join(cache, "lazyerofs", "convert")
 	}
-	if err := os.MkdirAll(flag, 0o700); err != nil {
-		return "", "", fmt.Errorf("making the work directory: %w; name another with --work-dir", err)
+	err = os.MkdirAll(dir, 0o700)
+	if err == nil {
+		return dir, filepath.Join(dir, "layers"), nil
 	}
-	return flag, filepath.Join(flag, "layers"), nil
+	if flag == "" {
+		return "", "", nil
+	}
+	return "", "", fmt.Errorf("making the work directory: %w", err)
 }
 
 // warnings are the sentences about what the new image does not have.

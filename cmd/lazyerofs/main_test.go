@@ -59,3 +59,27 @@ func TestDoctorFindsADriverHere(t *testing.T) {
 	require.Equal(t, exitOK, code)
 	require.Contains(t, out, "served by the fanotify driver")
 }
+
+func TestWorkDirs(t *testing.T) {
+	home := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", home)
+	work, keep, err := workDirs("")
+	require.NoError(t, err)
+	require.Equal(t, home+"/lazyerofs/convert", work)
+	require.Equal(t, work+"/layers", keep)
+	require.DirExists(t, work)
+	work, keep, err = workDirs(home + "/mine")
+	require.NoError(t, err)
+	require.Equal(t, home+"/mine/layers", keep)
+	require.DirExists(t, work)
+	_, _, err = workDirs("/dev/null/x")
+	require.ErrorContains(t, err, "/dev/null")
+	for _, none := range []string{"/dev/null/x", ""} {
+		t.Setenv("XDG_CACHE_HOME", none)
+		t.Setenv("HOME", "")
+		work, keep, err = workDirs("")
+		require.NoError(t, err, "a home that cannot be written to is no reason not to convert")
+		require.Empty(t, work)
+		require.Empty(t, keep)
+	}
+}
