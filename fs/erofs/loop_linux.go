@@ -203,7 +203,7 @@ func isBlockName(name string) bool {
 // bdiName is the name of a superblock below /sys/class/bdi.
 func bdiName(superblock string) (string, error) {
 	if !isBlockName(superblock) {
-		return superblock, nil
+		return plainName(superblock), nil
 	}
 	device, _, _ := strings.Cut(superblock, "@")
 	b, err := os.ReadFile(filepath.Join(sysBlock, device, "dev"))

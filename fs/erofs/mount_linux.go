@@ -139,7 +139,7 @@ func detachedByList(ctx context.Context, cfg MountConfig) (*os.File, string, err
 		}
 		name, err := onlyNew(before, superblocks())
 		if err == nil {
-			return mount, name, nil
+			return mount, entryName(name), nil
 		}
 		_ = mount.Close() // nothing was written through it
 		if !errors.Is(err, unix.EAGAIN) {
@@ -256,30 +256,15 @@ func setReadAhead(superblock string, kb int) error {
 const sysfsEROFS = "/sys/fs/erofs"
 
 // SuperblockOf returns the name of the superblock mounted at target, such as
-// "erofs-7". Kernels that cannot tell (EROFS answers FS_IOC_GETFSSYSFSPATH
+// "erofs-7@4711". Kernels that cannot tell (EROFS answers FS_IOC_GETFSSYSFSPATH
 // only in newer ones, and only files need it) give ENOTTY: keep the name that Mount returned.
 func SuperblockOf(target string) (string, error) {
 	return superblockName(unix.AT_FDCWD, target)
 }
 
-// SuperblockAlive reports whether a superblock of that name exists. An overlay
-// keeps its layers' superblocks alive after they are unmounted; while one
-// lives, its data file may not be punched or reused. Names are not reused before
-// a reboot, but those of loop devices are on kernels before 5.15, and device numbers
-// always: there the answer may be yes for another mount.
-func SuperblockAlive(name string) bool {
-	if isBlockName(name) {
-		return blockAlive(name)
-	}
-	if !isSuperblockName(name) {
-		return false
-	}
-	_, err := os.Stat(filepath.Join(sysfsEROFS, name))
-	return !errors.Is(err, os.ErrNotExist)
-}
-
 // isSuperblockName keeps "features" and path elements out.
 func isSuperblockName(name string) bool {
+	name = plainName(name)
 	digits, ok := strings.CutPrefix(name, "erofs-")
 	return ok && isNumber(digits) || isDeviceNumber(name)
 }
@@ -329,7 +314,7 @@ func superblockName(dir int, name string) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("the kernel names the superblock of %s %q", name, path)
 	}
-	return sb, nil
+	return entryName(sb), nil
 }
 
 // superblocks lists the EROFS superblocks there are.

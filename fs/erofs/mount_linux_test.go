@@ -105,7 +105,7 @@ func TestMountReadUnmount(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, info.Superblock, name)
 	require.True(t, SuperblockAlive(name))
-	kb, err := os.ReadFile("/sys/class/bdi/" + name + "/read_ahead_kb")
+	kb, err := os.ReadFile("/sys/class/bdi/" + plainName(name) + "/read_ahead_kb")
 	require.NoError(t, err)
 	require.Equal(t, "512\n", string(kb))
 	require.NoError(t, SetReadAhead(dir, 1024))
@@ -140,6 +140,25 @@ func TestOverlayOnNosuidLayer(t *testing.T) {
 	require.True(t, SuperblockAlive(info.Superblock))
 	require.NoError(t, Unmount(merged))
 	require.False(t, SuperblockAlive(info.Superblock))
+}
+
+// The number of a superblock is free with it, and the next mount gets it.
+func TestAnotherSuperblockOfTheSameName(t *testing.T) {
+	image, dir := mkfs(t, sample(t)), target(t)
+	first, err := Mount(context.Background(), MountConfig{Source: image, Target: dir})
+	require.NoError(t, err)
+	require.NoError(t, Unmount(dir))
+	for range 50 { // others may take the number before us
+		next, err := Mount(context.Background(), MountConfig{Source: image, Target: dir})
+		require.NoError(t, err)
+		require.True(t, SuperblockAlive(next.Superblock))
+		require.False(t, SuperblockAlive(first.Superblock), "%s is taken for %s", next.Superblock, first.Superblock)
+		again := plainName(next.Superblock) == plainName(first.Superblock)
+		require.NoError(t, Unmount(dir))
+		if again {
+			return
+		}
+	}
 }
 
 func TestMountSuid(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 // isDeviceNumber reports whether a superblock is called by the number of its
 // anonymous device, "0:29", as Linux 7.2 does where 6.18 has "erofs-7".
 func isDeviceNumber(name string) bool {
-	major, minor, ok := strings.Cut(name, ":")
+	major, minor, ok := strings.Cut(plainName(name), ":")
 	return ok && isNumber(major) && isNumber(minor)
 }
 

@@ -218,6 +218,7 @@ func readAhead(root string) (int, error) {
 	if err != nil {
 		return 0, nil //nolint:nilerr // a tree that user space serves has no superblock of EROFS
 	}
+	sb, _, _ = strings.Cut(sb, "@")
 	b, err := os.ReadFile(filepath.Join("/sys/class/bdi", sb, "read_ahead_kb"))
 	if err != nil {
 		return 0, fmt.Errorf("reading the read-ahead of %s: %w", sb, err)

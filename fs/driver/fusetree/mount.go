@@ -25,7 +25,6 @@ type mount struct {
 	target  string
 	session *fusesession.Session // nil: the kernel's EROFS
 	super   string               // erofs-<n>, without a session
-	entry   uint64               // inode of its directory in sysfs
 	done    chan struct{}
 }
 
@@ -174,7 +173,7 @@ func (m *mount) ended() bool {
 	delay := 2 * time.Millisecond
 	t := time.NewTimer(delay)
 	defer t.Stop()
-	for m.alive() {
+	for erofs.SuperblockAlive(m.super) {
 		t.Reset(delay)
 		select {
 		case <-t.C:
@@ -184,31 +183,6 @@ func (m *mount) ended() bool {
 		delay = min(2*delay, time.Second)
 	}
 	return true
-}
-
-// settle notes which superblock a mount without session is of. Numbers of
-// superblocks are used again at once, so by the name alone another one would be
-// taken for it; inodes of sysfs are not. A superblock on a loop device has none by
-// this name, and nobody else's gets that device while it lives.
-func (m *mount) settle(super string) {
-	m.super, m.entry = super, entryOf(super)
-}
-
-// entryOf returns the inode of a superblock's directory in sysfs, or 0.
-func entryOf(super string) uint64 {
-	var st unix.Stat_t
-	if err := unix.Stat(filepath.Join("/sys/fs/erofs", super), &st); err != nil {
-		return 0
-	}
-	return st.Ino
-}
-
-// alive reports whether the superblock is still there.
-func (m *mount) alive() bool {
-	if m.entry != 0 {
-		return entryOf(m.super) == m.entry
-	}
-	return erofs.SuperblockAlive(m.super)
 }
 
 // mountKernel mounts a complete layer without FUSE.
@@ -231,7 +205,7 @@ func (d *Driver) mountKernel(ctx context.Context, target string, l driver.Layer)
 		d.forget(m)
 		return nil, err
 	}
-	m.settle(info.Superblock)
+	m.super = info.Superblock
 	return m, d.watch(m)
 }
 
@@ -244,7 +218,7 @@ func (d *Driver) adoptKernel(target string) (driver.Mount, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.settle(super)
+	m.super = super
 	return m, d.watch(m)
 }
 
