@@ -99,6 +99,11 @@ func New(c Config) (*Layer, error) {
 		calls: map[int]*call{}, ahead: newReadahead(c.MaxReadAhead, c.ReadAheadWaste), idle: make(chan struct{}),
 	}
 	close(l.idle)
+	if closed(c.File.Complete()) && (c.Plan.Whole == "" || c.File.Verified()) {
+		// From its first moment: a driver that adopts a mount asks once, and takes a
+		// layer that is not complete and that nobody guarded for one that may be wrong.
+		close(l.complete)
+	}
 	l.tasks.Go(l.awaitComplete)
 	return l, nil
 }
@@ -156,12 +161,23 @@ func (l *Layer) awaitComplete() {
 		return
 	}
 	if err == nil {
-		close(l.complete)
+		if !closed(l.complete) {
+			close(l.complete)
+		}
 	} else {
 		l.stats.corrupt.Add(1)
 	}
 	if l.finished != nil {
 		l.finished(err)
+	}
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
