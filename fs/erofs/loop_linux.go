@@ -143,7 +143,7 @@ func loops(cfg MountConfig) (paths []string, held []*loop, err error) {
 		return nil, nil, err
 	}
 	for _, path := range append([]string{cfg.Source}, cfg.Devices...) {
-		l, err := openLoop(path, block, cfg.DirectIO)
+		l, err := openLoop(path, block, cfg.DirectIO || cfg.LoopDirect)
 		if err != nil {
 			return nil, nil, errors.Join(err, closeLoops(held))
 		}

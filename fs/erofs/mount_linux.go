@@ -42,6 +42,9 @@ type MountConfig struct {
 	ReadAheadKB int
 	// Loop says whether loop devices may stand for the files.
 	Loop Loop
+	// LoopDirect makes loop devices read with O_DIRECT where DirectIO does not: one
+	// that does not reads one range after the other, and all wait for a slow one.
+	LoopDirect bool
 	// Suid and Dev make set-user-ID bits and device nodes work in this mount.
 	// Neither is needed below an overlay or for a bind mount that sets its own
 	// flags: there the flags of the upper mount count.

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -41,6 +42,41 @@ func killedReader(e *env) {
 	for _, name := range e.paths() {
 		require.NoError(e, e.compare(e.target, name))
 	}
+}
+
+// residentMeanwhile: while one range is not coming, those that are there are
+// read.
+func residentMeanwhile(e *env) {
+	names := []string{"dir1/file7", "small/100", "sparse"}
+	for _, name := range names {
+		require.NoError(e, e.compare(e.target, name))
+	}
+	release := e.layer.Hold()
+	defer release()
+	waiting := make(chan error, 1)
+	go func() { waiting <- e.compare(e.target, "dir0/file9") }()
+	e.await(e.layer.Held(), "the reader to wait for a fill")
+	read := make(chan error, 1)
+	for _, name := range names {
+		go func() {
+			if err := e.forget(name); err != nil {
+				read <- err
+				return
+			}
+			read <- e.compare(e.target, name)
+		}()
+	}
+	for range names {
+		select {
+		case err := <-read:
+			require.NoError(e, err)
+		case <-time.After(deadline):
+			require.Fail(e, "what is there waits for what is not")
+			release()
+		}
+	}
+	release()
+	require.NoError(e, <-waiting)
 }
 
 // unmountUnderWaiter: a reader that waits for a fill while the layer is

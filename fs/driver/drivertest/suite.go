@@ -3,6 +3,7 @@ package drivertest
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -74,6 +75,7 @@ func (h Harness) laws() []law {
 		{"reads through overlay", overlayReads},
 		{"error, then recovery", errorThenRecovery},
 		{"killed reader", killedReader},
+		{"resident meanwhile", residentMeanwhile},
 		{"completion", completion},
 		{"complete from the start", completeFromTheStart},
 		{"two mounts", twoMounts},
@@ -207,9 +209,12 @@ func compareWith(path string, want []byte) error {
 }
 
 // dropCache makes the next read of a file go to the driver again.
-func (e *env) dropCache(name string) {
+func (e *env) dropCache(name string) { require.NoError(e, e.forget(name)) }
+
+func (e *env) forget(name string) error {
 	f, err := os.Open(e.path(name))
-	require.NoError(e, err)
-	require.NoError(e, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
-	require.NoError(e, f.Close())
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED), f.Close())
 }

@@ -14,7 +14,7 @@ import (
 var configs = map[string]Config{
 	"default":  {},
 	"replay":   {ReplayJournal: true, Loops: 1},
-	"few":      {MaxInFlight: 3, Loops: 2},
+	"few":      {MaxInFlight: 6, Loops: 2},
 	"directio": {DirectIO: true, ReadAheadKB: 1024},
 	"loop":     {LoopDevices: true},
 	"loop dio": {LoopDevices: true, DirectIO: true, ReadAheadKB: 1024, ReplayJournal: true},

@@ -77,6 +77,7 @@ func (m *mount) mount(ctx context.Context, path string, l driver.Layer) error {
 	conf := erofs.MountConfig{
 		Source: path, Target: m.target,
 		DirectIO: m.d.conf.DirectIO, ReadAheadKB: m.d.conf.ReadAheadKB, Loop: m.d.loop(),
+		LoopDirect: m.file != nil, // one missing range must not hold up the others
 		// Whoever shows the layer to a container sets the flags; a single layer
 		// that is bound as it is has only these.
 		Suid: true, Dev: true,
