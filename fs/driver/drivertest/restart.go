@@ -76,6 +76,10 @@ func serve(text string, harnesses []Harness) error {
 	if _, err := d.Adopt(context.Background(), o.Target, l); err != nil {
 		return err
 	}
+	go func() { // the end of its parent is its own
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(1) //nolint:forbidigo // this is the main of the child
+	}()
 	fmt.Fprintln(os.Stdout, saysServing)
 	<-l.Held()
 	fmt.Fprintln(os.Stdout, saysTaken)
@@ -125,6 +129,8 @@ func (e *env) startDaemon() *daemon {
 	cmd.Env = append(os.Environ(), serveEnv+"="+string(text))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
+	require.NoError(e, err)
+	_, err = cmd.StdinPipe() // closed by Wait, or with this process
 	require.NoError(e, err)
 	require.NoError(e, cmd.Start())
 	for _, f := range cmd.ExtraFiles {

@@ -296,6 +296,10 @@ func childServer(mode string) error {
 	if err != nil {
 		return err
 	}
+	go func() { // the end of its parent is its own
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(1) //nolint:forbidigo // this is the main of the child
+	}()
 	fmt.Fprintln(os.Stdout, "serving")
 	<-s.Done()
 	return nil
@@ -312,6 +316,8 @@ func (r *rig) startChild(mode string) *exec.Cmd {
 	cmd.ExtraFiles = []*os.File{inherited[name][0], inherited[StateName(name)][0]}
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
+	require.NoError(r, err)
+	_, err = cmd.StdinPipe() // closed by Wait, or with this process
 	require.NoError(r, err)
 	require.NoError(r, cmd.Start())
 	for _, f := range cmd.ExtraFiles {
