@@ -200,7 +200,9 @@ func (d *daemon) wireDrivers(ctx context.Context, cacheDir string, left inherita
 // layer is bound as it is; the mount points lie below a directory that only root
 // can enter.
 func mountErofs(ctx context.Context, source, device, target string) error {
-	c := erofs.MountConfig{Source: source, Target: target, Suid: true, Dev: true}
+	// All of it is local, so a loop device may stand for a file that the kernel does
+	// not mount: it would raise no events.
+	c := erofs.MountConfig{Source: source, Target: target, Suid: true, Dev: true, Loop: erofs.LoopFallback}
 	if device != "" {
 		c.Devices = []string{device}
 	}

@@ -60,7 +60,10 @@ func newCachefiles(ctx context.Context, c Config) (driver.Server, error) {
 }
 
 func newFuseblock(ctx context.Context, c Config) (driver.Server, error) {
-	return fuseblock.New(ctx, fuseblock.Config{Keeper: c.Keeper, Inherited: c.Inherited, ReadAheadKB: c.ReadAheadKB})
+	return fuseblock.New(ctx, fuseblock.Config{
+		Keeper: c.Keeper, Inherited: c.Inherited, ReadAheadKB: c.ReadAheadKB,
+		DirectIO: true, // what is cached in the mount need not be cached in the FUSE file too
+	})
 }
 
 func newFusetree(ctx context.Context, c Config) (driver.Server, error) {

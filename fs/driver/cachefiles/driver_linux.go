@@ -40,6 +40,7 @@ type Driver struct {
 	owned    sync.WaitGroup // watchers of superblocks
 
 	hits, misses, denied atomic.Uint64
+	denials              *driver.Denials
 
 	mu      sync.Mutex
 	down    bool
@@ -63,6 +64,7 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 		conf:     conf,
 		wake:     -1,
 		complete: complete,
+		denials:  driver.NewDenials(),
 		tokens:   make(chan struct{}, conf.MaxInFlight),
 		stopping: make(chan struct{}),
 		guards:   map[string]*guard{},

@@ -28,6 +28,7 @@ type Driver struct {
 	owned  sync.WaitGroup // waits for superblocks of complete layers, and for sessions
 
 	hits, misses, denied atomic.Uint64
+	denials              *driver.Denials
 	// loopDevices is Config's, or what Probe found to be needed.
 	loopDevices atomic.Bool
 
@@ -48,6 +49,7 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 	}
 	d := &Driver{
 		conf:     conf,
+		denials:  driver.NewDenials(),
 		waiting:  map[string]bool{},
 		orphans:  map[string]*file{},
 		sessions: map[*file]struct{}{},

@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/containerd/log"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -175,8 +174,7 @@ func (f *file) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.Rea
 
 func (f *file) deny(in *fuse.ReadIn, why error) (fuse.ReadResult, fuse.Status) {
 	f.driver.denied.Add(1)
-	log.G(f.session.Context()).WithError(why).WithField("layer", f.id).
-		Warnf("denying a read of [%d, +%d)", in.Offset, in.Size)
+	f.driver.denials.Note(f.session.Context(), f.id, int64(in.Offset), int64(in.Size), why)
 	return nil, fuse.Status(driver.Errno(why))
 }
 

@@ -97,7 +97,7 @@ func (s *Session) agree() error {
 // resume answers what the predecessor took, and serves.
 func (s *Session) resume() {
 	if s.canResend() && !s.conf.ReplayJournal && s.resend() {
-		for i := range s.journal.slots() {
+		for _, i := range s.journal.left {
 			if _, ok := s.journal.taken(i); ok {
 				s.journal.clear(i)
 				s.journal.free <- i
@@ -126,7 +126,7 @@ func (s *Session) canResend() bool { return s.agreed.flags&capHasResend != 0 }
 // replay answers what is in the journal. The kernel still waits for it, or
 // refuses an answer that it has (ENOENT).
 func (s *Session) replay() {
-	for i := range s.journal.slots() {
+	for _, i := range s.journal.left {
 		in, ok := s.journal.taken(i)
 		if !ok {
 			continue

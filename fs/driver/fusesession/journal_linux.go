@@ -54,7 +54,13 @@ type agreement struct {
 type journal struct {
 	file *os.File
 	mem  []byte
-	free chan int32
+	// left are the slots in use when the state was opened: the predecessor's.
+	left []int32
+	// free are slots that were used and are empty; fresh[given:] were never used
+	// here. A slot that is touched is a page of memory, so those come last.
+	free  chan int32
+	fresh []int32
+	given atomic.Int32
 }
 
 // newJournal makes an empty state.
@@ -106,12 +112,48 @@ func mapJournal(f *os.File) (*journal, error) {
 		return nil, err
 	}
 	j := &journal{file: f, mem: mem, free: make(chan int32, slots)}
-	for i := range int32(slots) {
-		if j.length(i).Load() == 0 {
-			j.free <- i
-		}
+	if err := j.look(slots); err != nil {
+		return nil, errors.Join(err, unix.Munmap(mem))
 	}
 	return j, nil
+}
+
+// look finds out which slots are in use. It reads the file: a look through the
+// mapping would give memory to every slot.
+func (j *journal) look(slots int) error {
+	var length [4]byte
+	for i := range int32(slots) {
+		if _, err := j.file.ReadAt(length[:], stateHeader+int64(i)*slotSize); err != nil {
+			return fmt.Errorf("reading the journal: %w", err)
+		}
+		if binary.NativeEndian.Uint32(length[:]) == 0 {
+			j.fresh = append(j.fresh, i)
+		} else {
+			j.left = append(j.left, i)
+		}
+	}
+	return nil
+}
+
+// get returns an empty slot and waits for one while all are in use; false once stop
+// is closed.
+func (j *journal) get(stop <-chan struct{}) (int32, bool) {
+	select {
+	case i := <-j.free:
+		return i, true
+	default:
+	}
+	if int(j.given.Load()) < len(j.fresh) {
+		if n := int(j.given.Add(1)) - 1; n < len(j.fresh) {
+			return j.fresh[n], true
+		}
+	}
+	select {
+	case i := <-j.free:
+		return i, true
+	case <-stop:
+		return 0, false
+	}
 }
 
 func mapFile(f *os.File, size int) (mem []byte, err error) {

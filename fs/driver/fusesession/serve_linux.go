@@ -35,10 +35,8 @@ func (r request) room() (*[]byte, *sync.Pool) {
 // run takes requests until Shutdown or the end of the connection.
 func (s *Session) run() {
 	for {
-		var slot int32
-		select {
-		case slot = <-s.journal.free:
-		case <-s.stopping:
+		slot, ok := s.journal.get(s.stopping)
+		if !ok {
 			return
 		}
 		if !s.take(slot) {

@@ -128,7 +128,8 @@ func FuzzState(f *testing.F) {
 			return
 		}
 		require.Equal(t, size, stateHeader+int64(j.slots())*slotSize)
-		free := len(j.free)
+		require.Empty(t, j.free)
+		free := len(j.fresh)
 		taken, err := Unanswered(file)
 		require.NoError(t, err)
 		require.EqualValues(t, j.slots(), free+taken)

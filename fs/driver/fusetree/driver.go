@@ -19,7 +19,7 @@ import (
 type Driver struct {
 	conf     Config
 	ctx      context.Context // of the connections; carries the logger
-	stats    counters
+	stats    *counters
 	stopping chan struct{} // closed by Shutdown
 	watchers sync.WaitGroup
 
@@ -35,7 +35,7 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 		return nil, errors.New("the fusetree driver needs a keeper of descriptors")
 	}
 	return &Driver{
-		conf: conf, ctx: context.WithoutCancel(ctx), stopping: make(chan struct{}),
+		conf: conf, stats: newCounters(), ctx: context.WithoutCancel(ctx), stopping: make(chan struct{}),
 		orphans: sessionsIn(conf.Inherited), mounts: map[*mount]struct{}{},
 	}, nil
 }
@@ -54,7 +54,7 @@ func (d *Driver) Probe(string) (err error) {
 	if err != nil {
 		return fmt.Errorf("probing FUSE: %w", err)
 	}
-	fs, err := newTree(t, nil, &counters{})
+	fs, err := newTree(t, nil, newCounters())
 	if err != nil {
 		return err
 	}

@@ -200,6 +200,7 @@ func (d *Driver) mountKernel(ctx context.Context, target string, l driver.Layer)
 	if err != nil {
 		return nil, err
 	}
+	conf.Loop = erofs.LoopFallback
 	info, err := erofs.Mount(ctx, conf)
 	if err != nil {
 		d.forget(m)

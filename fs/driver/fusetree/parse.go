@@ -72,7 +72,7 @@ func (d *Driver) layerTree(l driver.Layer) (*tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newTree(t, []driver.Layer{l, l}, &d.stats)
+	return newTree(t, []driver.Layer{l, l}, d.stats)
 }
 
 // imageTree is the tree of a stack of layers, bottom first.
@@ -88,7 +88,7 @@ func (d *Driver) imageTree(layers []driver.Layer) (*tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newTree(t, append([]driver.Layer{nil}, layers...), &d.stats)
+	return newTree(t, append([]driver.Layer{nil}, layers...), d.stats)
 }
 
 // hasACL reports whether any inode has an access control list. Where none has,

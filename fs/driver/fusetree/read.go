@@ -90,6 +90,7 @@ func (s *tree) ensure(cancel <-chan struct{}, pid uint32, exts []erofs.Extent, o
 			continue
 		}
 		if err := s.fetch(cancel, pid, l, addr, length); err != nil {
+			s.stats.denials.Note(s.context(), l.ID(), addr, length, err)
 			return true, err
 		}
 		missed = true

@@ -40,7 +40,7 @@ func FuzzRead(f *testing.F) {
 		b.SetExtents(i, exts)
 		tr, err := b.Tree()
 		require.NoError(t, err)
-		s, err := newTree(tr, append([]driver.Layer{nil}, layers...), &counters{})
+		s, err := newTree(tr, append([]driver.Layer{nil}, layers...), newCounters())
 		require.NoError(t, err)
 		checkRead(t, s, want, node, off, int(n%(1<<20)))
 		checkRead(t, s, want, 2, off%uint64(len(want)+1), int(n%uint32(len(want)+5000)))

@@ -25,7 +25,10 @@ const blockSize = 4096
 // counters are what Stats reports, over all mounts of a driver.
 type counters struct {
 	hits, misses, denied atomic.Uint64
+	denials              *driver.Denials
 }
+
+func newCounters() *counters { return &counters{denials: driver.NewDenials()} }
 
 // tree serves a Tree. The kernel knows an inode by its number plus one, so that
 // the root is 1: nothing is kept of what it has looked up, FORGET means nothing,
