@@ -36,6 +36,7 @@ var Guests = []Guest{
 	{
 		Name: "6.1", Suite: "bookworm",
 		Capabilities: []string{"overlay", "fuse"},
+		Driver:       "fuseblock",
 	},
 	{
 		Name: "5.10", Suite: "bullseye",
