@@ -5,15 +5,11 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -60,9 +56,6 @@ func (t *tally) String() string {
 // kill -9 of the daemon at any moment: every read gets the right bytes in the
 // end, and none an error.
 func TestKilledUnderReaders(t *testing.T) {
-	if *driverName != fanotify.Name {
-		mountFuseControl(t)
-	}
 	w := newWorld(t, *driverName)
 	sum := &tally{begin: time.Now()}
 	next := sum.begin.Add(min(outageEvery, time.Duration(*kills)*100*time.Millisecond))
@@ -193,11 +186,13 @@ func (w *world) child(old int) int {
 }
 
 // taken returns the numbers of the events that the daemon has taken and not
-// answered.
+// answered; requests of FUSE have none, so they count as zeros.
 func (w *world) taken() []int32 {
 	w.Helper()
 	if *driverName != fanotify.Name {
-		return waiting(w)
+		n, err := w.daemon.TakenFUSE()
+		require.NoError(w, err)
+		return make([]int32, n)
 	}
 	list, err := w.daemon.Taken()
 	require.NoError(w, err)
@@ -206,32 +201,4 @@ func (w *world) taken() []int32 {
 		fds = append(fds, t.FD)
 	}
 	return fds
-}
-
-// fuseControl is where the kernel tells of FUSE connections (fusectl).
-const fuseControl = "/sys/fs/fuse/connections"
-
-// mountFuseControl mounts fusectl where nobody has, as systemd would.
-func mountFuseControl(t *testing.T) {
-	t.Helper()
-	mounted, err := mountinfo.Mounted(fuseControl)
-	require.NoError(t, err)
-	if !mounted {
-		require.NoError(t, unix.Mount("fusectl", fuseControl, "fusectl", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
-		t.Cleanup(func() { require.NoError(t, unix.Unmount(fuseControl, 0)) })
-	}
-}
-
-// waiting stands in for the journal where the kernel itself tells how many
-// requests of a FUSE connection are not answered.
-func waiting(w *world) []int32 {
-	files, err := filepath.Glob(fuseControl + "/*/waiting")
-	require.NoError(w, err)
-	for _, file := range files {
-		b, err := os.ReadFile(file)
-		if n, _ := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && n > 0 {
-			return []int32{0}
-		}
-	}
-	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
+	"github.com/lazyerofs/lazyerofs/fs/driver/fusesession"
 )
 
 // Child waits for the daemon that a supervisor runs, other than the process old,
@@ -112,10 +113,30 @@ func DescriptorsOf(pid int) map[int32]string {
 
 // Taken returns the fanotify events that the daemon has taken and not answered:
 // they are in memory that its supervisor holds.
-func (d *Daemon) Taken() ([]fanotify.Taken, error) {
-	var all []fanotify.Taken
+func (d *Daemon) Taken() (all []fanotify.Taken, err error) {
+	err = d.journals(fanotify.JournalName, func(f *os.File) error {
+		list, err := fanotify.ReadJournal(f)
+		all = append(all, list...)
+		return err
+	})
+	return all, err
+}
+
+// TakenFUSE counts the requests of all FUSE connections that the daemon has taken
+// and not answered.
+func (d *Daemon) TakenFUSE() (all int, err error) {
+	err = d.journals("fuse-session", func(f *os.File) error {
+		n, err := fusesession.Unanswered(f)
+		all += n
+		return err
+	})
+	return all, err
+}
+
+// journals opens every memfd of that name which the supervisor holds.
+func (d *Daemon) journals(name string, look func(*os.File) error) error {
 	for fd, to := range DescriptorsOf(d.Pid()) {
-		if !strings.Contains(to, "memfd:"+fanotify.JournalName) {
+		if !strings.Contains(to, "memfd:"+name) {
 			continue
 		}
 		f, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", d.Pid(), fd))
@@ -123,13 +144,11 @@ func (d *Daemon) Taken() ([]fanotify.Taken, error) {
 			continue // dropped
 		}
 		if err != nil {
-			return nil, fmt.Errorf("opening the journal of events: %w", err)
+			return fmt.Errorf("opening the journal %s: %w", name, err)
 		}
-		list, err := fanotify.ReadJournal(f)
-		if err = errors.Join(err, f.Close()); err != nil {
-			return nil, err
+		if err := errors.Join(look(f), f.Close()); err != nil {
+			return err
 		}
-		all = append(all, list...)
 	}
-	return all, nil
+	return nil
 }
