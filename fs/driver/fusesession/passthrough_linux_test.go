@@ -1,6 +1,7 @@
 package fusesession
 
 import (
+	"sync/atomic"
 	"testing"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -11,12 +12,12 @@ import (
 type through struct {
 	*files
 	node uint64
-	id   int32
+	id   atomic.Int32
 }
 
 func (f *through) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	if in.NodeId == f.node {
-		out.OpenFlags, out.BackingID = fuse.FOPEN_PASSTHROUGH, f.id
+		out.OpenFlags, out.BackingID = fuse.FOPEN_PASSTHROUGH, f.id.Load()
 	}
 	return fuse.OK
 }
@@ -42,7 +43,7 @@ func TestPassthrough(t *testing.T) {
 		return
 	}
 	require.NoError(t, err)
-	fs.id = id
+	fs.id.Store(id)
 	r.readAll()
 	require.Zero(t, r.fs.reads.Load())
 	require.NoError(t, r.s.UnregisterBacking(id))
