@@ -45,8 +45,16 @@ func (d *daemon) run(ctx context.Context) error {
 }
 
 func (d *daemon) serve(ctx context.Context) error {
+	// Before the socket for containerd: who can reach that finds the metrics too.
+	metrics, err := d.listenMetrics(ctx)
+	if err != nil {
+		return err
+	}
 	listener, err := d.listen(ctx)
 	if err != nil {
+		if metrics != nil {
+			err = errors.Join(err, metrics.Close())
+		}
 		return err
 	}
 	server := grpc.NewServer(
@@ -71,8 +79,8 @@ func (d *daemon) serve(ctx context.Context) error {
 		stopServer(server)
 		return nil
 	})
-	if d.c.Metrics.Address != "" {
-		g.Go(func() error { return d.serveMetrics(ctx) })
+	if metrics != nil {
+		g.Go(func() error { return d.serveMetrics(ctx, metrics) })
 	}
 	g.Go(func() error { return d.takeOver(ctx) })
 	return g.Wait()
@@ -120,11 +128,14 @@ func passNamespace(ctx context.Context) context.Context {
 	return ctx
 }
 
-// serveMetrics serves metrics, and profiles when asked to, until ctx ends.
-func (d *daemon) serveMetrics(ctx context.Context) error {
+// listenMetrics returns where metrics are served, or nil when they are not.
+func (d *daemon) listenMetrics(ctx context.Context) (net.Listener, error) {
+	if d.c.Metrics.Address == "" {
+		return nil, nil
+	}
 	network, address, err := d.c.Metrics.listen()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var l net.Listener
 	if network == "unix" {
@@ -133,8 +144,13 @@ func (d *daemon) serveMetrics(ctx context.Context) error {
 		l, err = (&net.ListenConfig{}).Listen(ctx, network, address)
 	}
 	if err != nil {
-		return fmt.Errorf("listening for metrics: %w", err)
+		return nil, fmt.Errorf("listening for metrics: %w", err)
 	}
+	return l, nil
+}
+
+// serveMetrics serves metrics, and profiles when asked to, until ctx ends.
+func (d *daemon) serveMetrics(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
 	if d.c.Metrics.Pprof {
