@@ -30,7 +30,13 @@ func (f *FS) attach(ctx context.Context, dir string, s *shared, mounted bool) (d
 // restart only that one can take the mount over.
 func (f *FS) mount(ctx context.Context, dir string, s *shared) (driver.Mount, error) {
 	var errs []error
-	for _, d := range f.c.Drivers {
+	for i, d := range f.c.Drivers {
+		if i > 0 { // the first was probed when it was chosen
+			if err := d.Probe(f.c.Store.Root()); err != nil {
+				errs = append(errs, fmt.Errorf("driver %s: %w", d.Name(), err))
+				continue
+			}
+		}
 		err := f.amend(s, func(r *cache.Record) { r.Driver = d.Name() })
 		if err != nil {
 			return nil, fmt.Errorf("recording the driver of layer %s: %w", s.id, err)

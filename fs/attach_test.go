@@ -20,6 +20,8 @@ type broken struct{ driver.Driver }
 
 func (broken) Name() string { return "broken" }
 
+func (broken) Probe(string) error { return nil }
+
 func (broken) Mount(context.Context, string, driver.Layer) (driver.Mount, error) {
 	return nil, errors.New("no more devices")
 }

@@ -51,7 +51,7 @@ func serveRootless(ctx context.Context, c config, notify *fdstore.Store, left in
 
 // wire puts the parts together. Nothing is fetched and nothing served yet.
 func (d *userDaemon) wire(ctx context.Context, left inheritance) error {
-	if err := d.lockRoot(); err != nil {
+	if err := d.lockRoot(ctx); err != nil {
 		return err
 	}
 	store, err := cache.OpenStore(filepath.Join(d.c.Root, "cache"))

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,7 +21,6 @@ import (
 	"github.com/containerd/log"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -82,7 +82,7 @@ func wire(ctx context.Context, c config, notify *fdstore.Store, left inheritance
 		}
 	}()
 	d.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if err := d.lockRoot(); err != nil {
+	if err := d.lockRoot(ctx); err != nil {
 		return nil, err
 	}
 	store, err := cache.OpenStore(filepath.Join(c.Root, "cache"))
@@ -102,23 +102,6 @@ func wire(ctx context.Context, c config, notify *fdstore.Store, left inheritance
 	}
 	d.onEnd(func(context.Context) error { return d.snaps.Close() })
 	return d, d.wireDiffer()
-}
-
-// lockRoot keeps a second daemon away from the same root: both would answer the
-// same events and write the same files.
-func (d *daemon) lockRoot() error {
-	if err := os.MkdirAll(d.c.Root, 0o700); err != nil {
-		return fmt.Errorf("creating the root directory: %w", err)
-	}
-	lock, err := os.OpenFile(filepath.Join(d.c.Root, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("locking the root directory: %w", err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return errors.Join(fmt.Errorf("another lazyerofsd serves %s, stop it or choose another --root: %w", d.c.Root, err), lock.Close())
-	}
-	d.onEnd(func(context.Context) error { return lock.Close() })
-	return nil
 }
 
 // wireFiles makes the lazy side: registry, cache, driver.
@@ -168,6 +151,7 @@ func (d *daemon) wireDrivers(ctx context.Context, cacheDir string, left inherita
 		log.G(ctx).WithError(err).Warn("layers are not loaded lazily")
 		return nil, nil, err
 	}
+	before := maps.Clone(left) // drivers take what is theirs
 	d.servers, err = drivers.New(ctx, drivers.Config{
 		Keeper:      d.notify,
 		Inherited:   driver.Inheritance(left),
@@ -185,6 +169,16 @@ func (d *daemon) wireDrivers(ctx context.Context, cacheDir string, left inherita
 		if err := registerDriver(d.metrics, s); err != nil {
 			return nil, nil, fmt.Errorf("registering metrics of driver %s: %w", s.Name(), err)
 		}
+	}
+	force := d.c.Driver.Name
+	if i := slices.IndexFunc(list, func(each driver.Driver) bool {
+		return before.has(each.Name()) && (force == "" || force == each.Name())
+	}); i >= 0 {
+		// It served before, so it works. Its mounts must not wait for probes.
+		log.G(ctx).WithField("driver", list[i].Name()).Info("going on with the predecessor's driver")
+		return list, slices.DeleteFunc(slices.Clone(list[i:]), func(each driver.Driver) bool {
+			return slices.Contains(d.c.Driver.Forbid, each.Name())
+		}), nil
 	}
 	usable, probes, err := driver.Select(ctx, list, cacheDir, d.c.Driver.Name, d.c.Driver.Forbid)
 	for _, p := range probes {
@@ -208,6 +202,16 @@ func mountErofs(ctx context.Context, source, device, target string) error {
 	}
 	_, err := erofs.Mount(ctx, c)
 	return err
+}
+
+// has reports whether a driver left anything: what it keeps begins with its name.
+func (in inheritance) has(driverName string) bool {
+	for name := range in {
+		if strings.HasPrefix(name, driverName+"-") {
+			return true
+		}
+	}
+	return false
 }
 
 // writers guards handing out inherited descriptors.

@@ -64,8 +64,12 @@ func TestSelect(t *testing.T) {
 	d, probes, err := Select(ctx, drivers, "/c", "", nil)
 	require.NoError(t, err)
 	require.Equal(t, drivers[1:], d)
-	require.Equal(t, []Probe{{"one", no}, {"two", nil}, {"three", nil}}, probes)
-	require.Equal(t, []string{"one@/c", "two@/c", "three@/c"}, probed)
+	require.Equal(t, []Probe{{"one", no}, {"two", nil}}, probes)
+	require.Equal(t, []string{"one@/c", "two@/c"}, probed)
+
+	d, _, err = Select(ctx, drivers, "/c", "", []string{"three"})
+	require.NoError(t, err)
+	require.Equal(t, drivers[1:2], d)
 	require.Equal(t, "one: no such event class", probes[0].String())
 
 	d, probes, err = Select(ctx, drivers, "/c", "", []string{"two"})

@@ -31,15 +31,18 @@ func (p Probe) String() string {
 	return fmt.Sprintf("%s: %v", p.Driver, p.Err)
 }
 
-// Select returns the drivers that work with data files in cacheDir, in order of
-// preference, and what it found out about every one. The first is the choice for
-// this process; the others are for layers that it fails to mount. drivers is in
+// Select returns the first driver that works with data files in cacheDir, which is
+// the choice for this process, followed by those after it that are not forbidden,
+// for layers that it fails to mount: they are to be probed before their first use.
+// probes says what it found out about each driver that it looked at. drivers is in
 // order of preference. force names
 // the only driver to consider, if not empty; forbid names drivers to leave out.
 // The error wraps ErrNoDriver, ErrForbidden or the context's.
 //
 // Probes do what they ask about, on the file system that will hold the data;
-// versions are never compared.
+// versions are never compared. A FUSE driver's probe reads from a file that this
+// process serves: killed in that moment, the process hangs until somebody ends the
+// connection, so no probe is made without need.
 func Select(ctx context.Context, drivers []Driver, cacheDir, force string, forbid []string) ([]Driver, []Probe, error) {
 	if force != "" {
 		i := slices.IndexFunc(drivers, func(d Driver) bool { return d.Name() == force })
@@ -48,11 +51,8 @@ func Select(ctx context.Context, drivers []Driver, cacheDir, force string, forbi
 		}
 		drivers = drivers[i : i+1]
 	}
-	var (
-		usable []Driver
-		probes []Probe
-	)
-	for _, d := range drivers {
+	var probes []Probe
+	for i, d := range drivers {
 		if err := ctx.Err(); err != nil {
 			return nil, probes, fmt.Errorf("selecting a driver: %w", err)
 		}
@@ -64,11 +64,10 @@ func Select(ctx context.Context, drivers []Driver, cacheDir, force string, forbi
 		}
 		probes = append(probes, p)
 		if p.Err == nil {
-			usable = append(usable, d)
+			return slices.DeleteFunc(slices.Clone(drivers[i:]), func(d Driver) bool {
+				return slices.Contains(forbid, d.Name())
+			}), probes, nil
 		}
-	}
-	if len(usable) > 0 {
-		return usable, probes, nil
 	}
 	return nil, probes, fmt.Errorf("%w: %s", ErrNoDriver, explain(probes))
 }

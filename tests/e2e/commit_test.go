@@ -267,6 +267,9 @@ func TestOtherComparisonsGoToContainerd(t *testing.T) {
 	require.NoError(t, err)
 	ids, err := img.RootFS(ctx)
 	require.NoError(t, err)
+	ctx, done, err := c.WithLease(ctx) // or containerd collects what no container uses
+	require.NoError(t, err)
+	defer func() { require.NoError(t, done(ctx)) }()
 	sn := c.SnapshotService("lazyerofs")
 	top, err := sn.View(ctx, "top", identity.ChainID(ids).String())
 	require.NoError(t, err)
