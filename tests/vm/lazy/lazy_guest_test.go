@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -18,13 +17,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
+	"github.com/lazyerofs/lazyerofs/tests/vm/image"
 )
 
 // patience bounds waits for what must happen; a guest is slow.
@@ -38,31 +36,23 @@ const maxKills = 5
 type rig struct {
 	*testing.T
 	dir   string
-	img   *image
+	img   *image.Image
 	reg   *testenv.Registry
 	ref   string
 	state string
 }
 
 func newRig(t *testing.T) *rig {
-	r := &rig{T: t, dir: t.TempDir(), img: newImage(t)}
+	img, err := image.New(1)
+	require.NoError(t, err)
+	r := &rig{T: t, dir: t.TempDir(), img: img}
 	r.state = filepath.Join(r.dir, "state")
-	var err error
-	r.reg, err = testenv.StartRegistry(filepath.Join(r.dir, "registry"))
+	r.reg, err = r.img.Serve(t.Context(), r.dir)
+	if r.reg != nil {
+		t.Cleanup(func() { require.NoError(t, r.reg.Close()) })
+	}
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, r.reg.Close()) })
-	tars := r.reg.Addr() + "/img:tar"
-	r.img.push(t.Context(), t, tars)
 	r.ref = r.reg.Addr() + "/img:lazy"
-	hosts := docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchLocalhost))
-	src, err := converter.ParseSource(tars, hosts)
-	require.NoError(t, err)
-	defer func() { require.NoError(t, src.Close()) }()
-	dst, err := converter.ParseTarget(r.ref, hosts)
-	require.NoError(t, err)
-	defer func() { require.NoError(t, dst.Close()) }()
-	_, err = converter.Image(t.Context(), src, dst, converter.Options{WorkDir: r.dir})
-	require.NoError(t, err)
 	return r
 }
 
@@ -112,24 +102,6 @@ func (r *rig) kill() {
 	}, patience, 10*time.Millisecond)
 }
 
-// compare reads all files below root in a random order.
-func (r *rig) compare(root string) error {
-	var errs []error
-	names := make([]string, 0, len(r.img.files))
-	for name := range r.img.files {
-		names = append(names, name)
-	}
-	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
-	for _, name := range names {
-		got, err := os.ReadFile(filepath.Join(root, name))
-		if err == nil && !bytes.Equal(got, r.img.files[name]) {
-			err = fmt.Errorf("%s differs", name)
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
-}
-
 // count is the number of regular files below root.
 func count(root string) (n int, err error) {
 	err = filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
@@ -159,7 +131,7 @@ func (r *rig) served() {
 			found++
 		}
 	}
-	require.Equal(r, len(r.img.layers), found, "layers that %s serves; %q", os.Getenv(Env), records)
+	require.Equal(r, r.img.Layers(), found, "layers that %s serves; %q", os.Getenv(Env), records)
 }
 
 func TestLazyMount(t *testing.T) {
@@ -176,10 +148,10 @@ func TestLazyMount(t *testing.T) {
 	}
 	n, err := count(at)
 	require.NoError(t, err)
-	require.Equal(t, len(r.img.files), n)
-	require.NoError(t, r.compare(at))
+	require.Equal(t, len(r.img.Files), n)
+	require.NoError(t, r.img.Compare(at))
 	require.NoError(t, testenv.DropCaches())
-	require.NoError(t, r.compare(at))
+	require.NoError(t, r.img.Compare(at))
 	r.end(at)
 }
 
@@ -195,7 +167,7 @@ func TestKilledUnderReaders(t *testing.T) {
 		var readers sync.WaitGroup
 		errs := make([]error, 3)
 		for i := range errs {
-			readers.Go(func() { errs[i] = r.compare(at) })
+			readers.Go(func() { errs[i] = r.img.Compare(at) })
 		}
 		done := make(chan struct{})
 		go func() { readers.Wait(); close(done) }()
@@ -214,7 +186,7 @@ func TestKilledUnderReaders(t *testing.T) {
 		require.Positive(t, kills)
 		t.Logf("round %d: killed %d times", round, kills)
 		require.NoError(t, testenv.DropCaches())
-		require.NoError(t, r.compare(at))
+		require.NoError(t, r.img.Compare(at))
 		r.served()
 		r.end(at)
 	}
