@@ -6,6 +6,11 @@ type Guest struct {
 	Name string
 	// Suite is the Debian suite whose kernel it is.
 	Suite string
+	// KernelOf is the guest whose kernel it is, if not one of its own.
+	KernelOf string
+	// Root is the Debian suite of a root file system whose systemd becomes the first
+	// process; empty means that ours stays it.
+	Root string
 	// OnDemand says that cachefiles and erofs are rebuilt with on-demand mode.
 	OnDemand bool
 	// Capabilities are the names of package kernel's probes that must say yes; all
@@ -52,4 +57,17 @@ var Guests = []Guest{
 		Packages:     []string{"fs/driver/fanotify"},
 		Driver:       "fanotify",
 	},
+	{
+		Name: "systemd", Suite: "sid", KernelOf: "7.x", Root: "trixie",
+		Capabilities: []string{"erofs-file-backed", "overlay", "fanotify-pre-content", "fuse"},
+		Packages:     []string{systemdPackage},
+	},
+}
+
+// kernel is the name of the folder of its kernel.
+func (g Guest) kernel() string {
+	if g.KernelOf != "" {
+		return g.KernelOf
+	}
+	return g.Name
 }

@@ -32,7 +32,7 @@ func TestGuests(t *testing.T) {
 		t.Run(g.Name, func(t *testing.T) {
 			start := time.Now()
 			rep, err := h.Run(ctx, g)
-			t.Logf("kernel %s, %s", rep.Kernel.Version, time.Since(start).Round(time.Second))
+			t.Logf("kernel %s, systemd %q, %s", rep.Kernel.Version, rep.Systemd, time.Since(start).Round(time.Second))
 			if rep.Verdict != nil {
 				for _, o := range rep.Verdict.Outcomes {
 					t.Run(o.Package, func(t *testing.T) { show(t, o) })

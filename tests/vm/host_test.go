@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -101,6 +102,12 @@ func TestGuestTable(t *testing.T) {
 		require.False(t, names[g.Name], "two guests are called %s", g.Name)
 		names[g.Name] = true
 		require.NotEmpty(t, g.Suite)
+		if g.KernelOf != "" {
+			i := slices.IndexFunc(Guests, func(o Guest) bool { return o.Name == g.KernelOf })
+			require.GreaterOrEqual(t, i, 0, "%s: no guest is called %s", g.Name, g.KernelOf)
+			require.Equal(t, g.Suite, Guests[i].Suite)
+			require.Equal(t, g.OnDemand, Guests[i].OnDemand)
+		}
 		for _, c := range g.Capabilities {
 			require.True(t, known[c], "%s: %s is no capability", g.Name, c)
 		}
@@ -121,6 +128,8 @@ func TestPlanOfAGuest(t *testing.T) {
 	require.Equal(t, "x/y", p.Runs[1].Package)
 	require.Equal(t, DefaultTimeout, p.Runs[1].Limit())
 	require.Equal(t, time.Second, Run{Timeout: time.Second}.Limit())
+	require.Empty(t, p.Init)
+	require.Equal(t, systemdInit, h.plan(Guest{Root: "s"}).Init)
 }
 
 // What runs in a guest must not need a loader.

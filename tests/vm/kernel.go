@@ -24,12 +24,12 @@ type Kernel struct {
 // Fetch returns the kernel of g below cache, which is brought there unless it is
 // there. root is the module's.
 func Fetch(ctx context.Context, root, cache string, g Guest) (Kernel, error) {
-	dir := filepath.Join(cache, g.Name)
+	dir := filepath.Join(cache, g.kernel())
 	if k, err := open(dir); err == nil && os.Getenv(UpdateEnv) == "" {
 		return k, nil
 	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return Kernel{}, fmt.Errorf("bringing kernel %s: %w", g.Name, err)
+		return Kernel{}, fmt.Errorf("bringing kernel %s: %w", g.kernel(), err)
 	}
 	args := []string{dir, g.Suite}
 	if g.OnDemand {
@@ -37,7 +37,7 @@ func Fetch(ctx context.Context, root, cache string, g Guest) (Kernel, error) {
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(root, "tests/tools/vm-kernel.sh"), args...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return Kernel{}, fmt.Errorf("bringing kernel %s: %w\n%s", g.Name, err, out)
+		return Kernel{}, fmt.Errorf("bringing kernel %s: %w\n%s", g.kernel(), err, out)
 	}
 	return open(dir)
 }

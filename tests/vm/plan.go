@@ -24,6 +24,10 @@ type Plan struct {
 	// Nonce marks the lines of the guest's init, so that nothing that a test prints
 	// can pass for one.
 	Nonce string
+	// Init is the program on the disk that becomes the first process, with the disk
+	// as its root, and has our init carry out the plan; empty means that our init
+	// does so at once.
+	Init string
 	// Runs are carried out in order, whatever the outcome of earlier ones.
 	Runs []Run
 }

@@ -43,6 +43,8 @@ func NewHost(ctx context.Context, root, cache, dir string) (*Host, error) {
 // Report is what came of a guest.
 type Report struct {
 	Kernel Kernel
+	// Systemd is the version of systemd in a guest with a Root.
+	Systemd string
 	// Verdict is nil when there was no boot.
 	Verdict *Verdict
 	// Console is what the kernel said.
@@ -63,6 +65,17 @@ func (h *Host) Run(ctx context.Context, g Guest) (Report, error) {
 	}
 	defer os.RemoveAll(dir)
 	plan := h.plan(g)
+	tree := filepath.Join(dir, "tree")
+	if g.Root != "" {
+		var archive string
+		archive, rep.Systemd, err = fetchRoot(ctx, h.Root, h.Cache, g.Root)
+		if err == nil {
+			err = h.layRoot(ctx, tree, archive)
+		}
+		if err != nil {
+			return rep, fmt.Errorf("preparing guest %s: %w", g.Name, err)
+		}
+	}
 	m, err := h.prepare(ctx, dir, rep.Kernel, plan)
 	if err != nil {
 		return rep, fmt.Errorf("preparing guest %s: %w", g.Name, err)
@@ -80,6 +93,9 @@ func (h *Host) Run(ctx context.Context, g Guest) (Report, error) {
 // plan is what the guest is to do.
 func (h *Host) plan(g Guest) Plan {
 	p := Plan{Nonce: rand.Text()}
+	if g.Root != "" {
+		p.Init = systemdInit
+	}
 	p.Runs = append(p.Runs, Run{
 		Package: probePackage,
 		Env:     []string{probe.Env + "=" + strings.Join(g.Capabilities, ",")},
@@ -93,12 +109,16 @@ func (h *Host) plan(g Guest) Plan {
 	return p
 }
 
-// prepare makes the files of a boot in dir.
+// prepare makes the files of a boot in dir, whose tree may hold a root already.
 func (h *Host) prepare(ctx context.Context, dir string, k Kernel, p Plan) (machine, error) {
 	m := machine{kernel: k, dir: dir, limit: startLimit + endLimit, initrd: filepath.Join(dir, "initrd"), disk: filepath.Join(dir, "disk")}
 	programs := []program{
 		{filepath.Join(h.commands, "lazyerofs"), "bin/lazyerofs"},
 		{filepath.Join(h.commands, "lazyerofsd"), "bin/lazyerofsd"},
+	}
+	if p.Init != "" {
+		m.limit += rootLimit
+		programs = append(programs, program{h.init, rootInit})
 	}
 	for _, r := range p.Runs {
 		m.limit += r.Limit()

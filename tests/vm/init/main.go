@@ -16,12 +16,20 @@ import (
 )
 
 func main() {
-	err := setUp()
+	first := os.Getpid() == 1
+	var err error
+	if first {
+		err = setUp()
+	}
 	var plan vm.Plan
 	if err == nil {
 		plan, err = readPlan(filepath.Join(vm.DiskRoot, vm.PlanFile))
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case first && plan.Init != "":
+		err = handOver(plan.Init)
+	default:
 		err = verdict(plan)
 	}
 	if err != nil {
@@ -46,14 +54,19 @@ func readPlan(file string) (vm.Plan, error) {
 	return p, nil
 }
 
-// verdict carries out the plan.
-func verdict(p vm.Plan) error {
+// openPort opens the verdict port so that nothing changes what is written.
+func openPort() (*os.File, error) {
 	port, err := os.OpenFile(vm.VerdictPort, os.O_WRONLY|unix.O_NOCTTY, 0)
 	if err != nil {
-		return fmt.Errorf("opening the verdict port: %w", err)
+		return nil, fmt.Errorf("opening the verdict port: %w", err)
 	}
-	// Without this the terminal would change what is written.
-	if err := rawTerminal(port); err != nil {
+	return port, rawTerminal(port)
+}
+
+// verdict carries out the plan.
+func verdict(p vm.Plan) error {
+	port, err := openPort()
+	if err != nil {
 		return err
 	}
 	r := runner{out: port, nonce: p.Nonce, root: filepath.Join(vm.DiskRoot, vm.SourceRoot)}
