@@ -50,13 +50,19 @@ func (d *daemon) keepListener(l *net.UnixListener) error {
 // none of use.
 func (d *daemon) inheritListener(ctx context.Context) net.Listener {
 	var found *net.UnixListener
-	for _, f := range d.left[fdstore.ListenerName] {
+	left := d.left[fdstore.ListenerName]
+	stale := len(left) > 0
+	for i, f := range left {
 		l, err := net.FileListener(f)
 		err = errors.Join(err, f.Close())
 		unix, ok := l.(*net.UnixListener)
 		if err == nil && ok && found == nil && unix.Addr().String() == d.c.Address {
 			unix.SetUnlinkOnClose(false)
 			found = unix
+			// A service manager hands over its own sockets before what it stores
+			// (sd_listen_fds(3)): behind the first there is what we kept before there was
+			// a socket unit.
+			stale = i == 0 && len(left) > 1
 			continue
 		}
 		if l != nil {
@@ -64,7 +70,7 @@ func (d *daemon) inheritListener(ctx context.Context) net.Listener {
 		}
 		log.G(ctx).WithError(err).Warn("a listening socket that was left to us is not at our address and is not used")
 	}
-	if found == nil && len(d.left[fdstore.ListenerName]) > 0 && d.notify != nil {
+	if stale && d.notify != nil {
 		if err := d.notify.Remove(fdstore.ListenerName); err != nil {
 			log.G(ctx).WithError(err).Warn("an old listening socket stays in the descriptor store")
 		}
