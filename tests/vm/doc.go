@@ -15,9 +15,15 @@
 // directory, and nothing else: no Go toolchain, no containerd, no registry but one
 // that it starts. The host's loopback is 10.0.2.2.
 //
+// A guest with a Root has a Debian root file system as its disk instead. Our init
+// loads modules, changes to it and becomes its systemd, which boots into a target of
+// ours; a unit there starts our init again, which carries out the same plan with the
+// same paths. See root.go; its tests are in package systemd.
+//
 // Nothing of a kernel is part of this repository. tests/tools/vm-kernel.sh brings
-// one by the distribution's own packages into .cache/vm, once for each version; a
-// later run downloads nothing, VM_UPDATE=1 looks for newer ones.
+// one by the distribution's own packages into .cache/vm, once for each version, and
+// tests/tools/vm-root.sh a root, once for each suite; a later run downloads nothing,
+// VM_UPDATE=1 looks for newer ones.
 //
 // Everything is slow here: a guest needs seconds to boot and ten times as long as
 // the host for work of the processor. Time-outs are there to end what hangs.

@@ -28,6 +28,7 @@ const (
 	service    = "lazyerofsd.service"
 	socket     = "lazyerofsd.socket"
 	supervised = "lazyerofsd-supervised.service"
+	store      = "lazyerofsd-store.target"
 
 	// guarded is the least that is stored while a layer is incomplete: its writer, the
 	// group and the journal.
@@ -35,7 +36,7 @@ const (
 )
 
 // line makes the image take half a minute, in which units are killed.
-var line = testenv.Profile{RTT: 10 * time.Millisecond, BytesPerSecond: 300_000}
+var line = testenv.Profile{RTT: 10 * time.Millisecond, BytesPerSecond: 400_000}
 
 // run runs a command to its end.
 func run(t *testing.T, name string, args ...string) (string, error) {
@@ -155,6 +156,20 @@ func (r *rig) read() *readers {
 		close(rs.done)
 	}()
 	return rs
+}
+
+// wait returns once a reader waits for the answer to an event. That all of them
+// have read means that nothing guarded the layers.
+func (rs *readers) wait(t *testing.T) {
+	t.Helper()
+	until(t, "a reader that waits", func() bool {
+		select {
+		case <-rs.done:
+			require.FailNow(t, "read without a daemon", "%v", rs.err)
+		default:
+		}
+		return waits(t)
+	})
 }
 
 // disturb does something at random moments as long as there are readers, at most
