@@ -172,7 +172,7 @@ func (d *Driver) read(m message) {
 	err := d.fill(o, m.off, m.n)
 	if err != nil {
 		d.denied.Add(1)
-		d.denials.Note(d.ctx, o.guard.layerID, int64(m.off), int64(m.n), err)
+		d.denials.Note(d.ctx, o.guard.layerID, m.off, m.n, err)
 	}
 	if err := d.complete(o.file, m.id); err != nil {
 		// EINVAL: its reader was killed meanwhile.
