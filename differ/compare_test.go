@@ -367,7 +367,7 @@ func TestCompareCancelled(t *testing.T) {
 		cancel()
 		requireNothing(t, store)
 	}
-	require.LessOrEqual(t, openFiles(t), before)
+	closesAll(t, before)
 }
 
 // cancelStore ends the caller's context as soon as it is used.
