@@ -31,12 +31,13 @@ const (
 	aclMinimal  = aclHeadLen + 3*aclEntryLen // owner, group and others: what the mode says
 )
 
-// File capabilities (include/uapi/linux/capability.h): the revision is the top
-// byte of a little-endian word.
+// File capabilities (include/uapi/linux/capability.h): a little-endian word that is
+// the revision and, at most, one flag.
 const (
 	capability   = "security.capability"
-	capRevision2 = 2
-	capRevision3 = 3
+	capEffective = 1
+	capRevision2 = 0x02000000
+	capRevision3 = 0x03000000
 	capLen2      = 20
 	capLen3      = 24
 )
@@ -93,7 +94,7 @@ func validCapability(v []byte) bool {
 	if len(v) < 4 {
 		return false
 	}
-	switch v[3] {
+	switch binary.LittleEndian.Uint32(v) &^ capEffective {
 	case capRevision2:
 		return len(v) == capLen2
 	case capRevision3:
