@@ -29,6 +29,14 @@ func (f *FS) attach(ctx context.Context, dir string, s *shared, mounted bool) (d
 // mount mounts s with the first driver that can, and records which it was: after a
 // restart only that one can take the mount over.
 func (f *FS) mount(ctx context.Context, dir string, s *shared) (driver.Mount, error) {
+	f.records.Lock()
+	f.mounting[dir] = struct{}{}
+	f.records.Unlock()
+	defer func() {
+		f.records.Lock()
+		defer f.records.Unlock()
+		delete(f.mounting, dir)
+	}()
 	var errs []error
 	for i, d := range f.c.Drivers {
 		if i > 0 { // the first was probed when it was chosen
@@ -37,8 +45,7 @@ func (f *FS) mount(ctx context.Context, dir string, s *shared) (driver.Mount, er
 				continue
 			}
 		}
-		err := f.amend(s, func(r *cache.Record) { r.Driver = d.Name() })
-		if err != nil {
+		if err := f.recordDriver(s, dir, d.Name()); err != nil {
 			return nil, fmt.Errorf("recording the driver of layer %s: %w", s.id, err)
 		}
 		m, err := d.Mount(ctx, dir, s.layer)
@@ -53,6 +60,30 @@ func (f *FS) mount(ctx context.Context, dir string, s *shared) (driver.Mount, er
 			Warn("a driver failed to mount a layer, trying the next one")
 	}
 	return nil, &MountError{Reason: ReasonDriver, Err: errors.Join(errs...)}
+}
+
+// recordDriver records that the driver with this name mounts s at dir, and forgets
+// mounts that are gone. One layer may be mounted by several drivers: the
+// configuration may change while its mounts stay.
+func (f *FS) recordDriver(s *shared, dir, name string) error {
+	all, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return err
+	}
+	there := make(map[string]bool, len(all))
+	for _, m := range all {
+		there[m.Mountpoint] = true
+	}
+	return f.amend(s, func(r *cache.Record) {
+		mounts := map[string]string{dir: name} // a new one: amend compares with the old
+		for at, of := range r.Mounts {
+			_, soon := f.mounting[at]
+			if at != dir && (soon || there[at]) {
+				mounts[at] = of
+			}
+		}
+		r.Mounts = mounts
+	})
 }
 
 // mountedAt reports whether something is mounted at dir, a path without symbolic
@@ -73,9 +104,13 @@ func (f *FS) adopt(ctx context.Context, dir string, s *shared) (driver.Mount, er
 	if err != nil {
 		return nil, fmt.Errorf("taking over the mount at %s: %w", dir, err)
 	}
+	name, known := rec.Mounts[dir]
+	if !known {
+		name = rec.Driver
+	}
 	for _, d := range f.c.Adopters {
 		// Records from before there was a choice name no driver.
-		if rec.Driver != "" && rec.Driver != d.Name() {
+		if name != "" && name != d.Name() {
 			continue
 		}
 		m, err := d.Adopt(ctx, dir, s.layer)
@@ -84,5 +119,5 @@ func (f *FS) adopt(ctx context.Context, dir string, s *shared) (driver.Mount, er
 		}
 		return m, nil
 	}
-	return nil, fail(ReasonDriver, "the mount at %s was made by driver %q, which this process does not have", dir, rec.Driver)
+	return nil, fail(ReasonDriver, "the mount at %s was made by driver %q, which this process does not have", dir, name)
 }

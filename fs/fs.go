@@ -57,7 +57,8 @@ type FS struct {
 	stop  context.CancelFunc
 	tasks sync.WaitGroup
 
-	records sync.Mutex // held while a layer's record is changed
+	records  sync.Mutex          // held while a layer's record is changed
+	mounting map[string]struct{} // targets about to be mounted; guarded by records
 
 	mu      sync.Mutex // guards the following; never held while anything waits
 	closed  bool
@@ -81,7 +82,7 @@ func New(ctx context.Context, c Config) *FS {
 	return &FS{
 		c: c, ctx: ctx, stop: stop,
 		targets: make(map[string]*target), layers: make(map[digest.Digest]*shared),
-		images: make(map[digest.Digest]struct{}),
+		images: make(map[digest.Digest]struct{}), mounting: make(map[string]struct{}),
 	}
 }
 

@@ -34,8 +34,11 @@ type Record struct {
 	Size int64 `json:"size"`
 	// Refs are the image references under which the blob can be found.
 	Refs []string `json:"refs,omitempty"`
-	// Driver is the name of the driver that mounted the layer last, "" before there
-	// was a choice.
+	// Mounts are the names of the drivers that mounted the layer, by mount point. An
+	// entry may outlive its mount.
+	Mounts map[string]string `json:"mounts,omitempty"`
+	// Driver is the name of the driver of mounts that Mounts does not have, "" when
+	// there was no choice. Records of before Mounts have it.
 	Driver string `json:"driver,omitempty"`
 	// Condemned is why the complete layer is not what Descriptor says, "" while
 	// nothing is known against it.
