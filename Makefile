@@ -25,6 +25,7 @@ export PATH := $(CONTAINERD_DIR):$(TOOLS_DIR):$(PATH)
 
 GO        ?= go
 FUZZTIME  ?= 10m
+RACE      ?=
 TESTFLAGS ?=
 IMAGE     ?=
 CMD       ?=
@@ -47,11 +48,12 @@ build: ## build lazyerofsd and lazyerofs into bin/
 # tests/trees compares the bytes of real images: the race detector finds nothing
 # there and makes it take a quarter of an hour.
 test: deps containerd tools build ## run every test, as root, with real mounts
-	$(GO) test -count=1 -timeout 20m $(TESTFLAGS) $$($(GO) list ./... | grep -v '/tests/trees$$')
-	$(GO) test -count=1 -timeout 20m ./tests/trees
+	$(GO) test -count=1 -timeout 20m $(RACE) $(TESTFLAGS) $$($(GO) list ./... | grep -v '/tests/trees$$')
+	$(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./tests/trees
 
+# Lint runs vet over everything, tests included, so the tests need not again.
 ci: lint ## what CI runs: lint, tests with -race, 20 s of every fuzz target, two old kernels
-	$(MAKE) test TESTFLAGS=-race
+	$(MAKE) test RACE=-race TESTFLAGS=-vet=off
 	tests/tools/fuzz.sh 20s
 	$(MAKE) vm VM='6.1-ondemand 6.1'
 
