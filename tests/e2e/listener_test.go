@@ -4,9 +4,11 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -20,6 +22,8 @@ func TestSocketOutlivesTheDaemon(t *testing.T) {
 	dir := t.TempDir()
 	d, err := testenv.StartDaemon(t.Context(), filepath.Join(dir, "d"), testenv.DaemonOptions{Supervise: true})
 	require.NoError(t, err)
+	stop := sync.OnceValue(d.Stop)
+	t.Cleanup(func() { assert.NoError(t, stop()) })
 	dial := func() {
 		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", d.Socket)
 		require.NoError(t, err)
@@ -45,5 +49,5 @@ func TestSocketOutlivesTheDaemon(t *testing.T) {
 	away(child, unix.SIGKILL)
 	away(d.Pid(), unix.SIGHUP)
 	dial()
-	require.NoError(t, d.Stop(), "a listener is no reason for a supervisor to stay")
+	require.NoError(t, stop(), "a listener is no reason for a supervisor to stay")
 }
