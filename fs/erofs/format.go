@@ -133,27 +133,6 @@ func xattrPrefixOf(index uint8) (prefix string, exact bool) {
 	return "", false
 }
 
-// fileType returns the dirent type of a mode, or 0 for an unknown type.
-func fileType(mode uint16) uint8 {
-	switch mode & modeType {
-	case modeReg:
-		return ftReg
-	case modeDir:
-		return ftDir
-	case modeChar:
-		return ftChar
-	case modeBlock:
-		return ftBlock
-	case modeFifo:
-		return ftFifo
-	case modeSocket:
-		return ftSocket
-	case modeLink:
-		return ftSymlink
-	}
-	return 0
-}
-
 // superblock holds the fields of the superblock that plain images use. The
 // rest must be zero; a parser checks that on the raw bytes.
 type superblock struct {
@@ -373,8 +352,12 @@ func (c chunkIndex) put(b []byte) {
 	binary.LittleEndian.PutUint32(b[4:], c.Block)
 }
 
-func getChunkIndex(b []byte) chunkIndex {
+// getChunk decodes an entry of either width.
+func getChunk(b []byte) chunkIndex {
 	le := binary.LittleEndian
+	if len(b) == chunkBlockSize {
+		return chunkIndex{Block: le.Uint32(b)}
+	}
 	return chunkIndex{BlockHi: le.Uint16(b), Device: le.Uint16(b[2:]), Block: le.Uint32(b[4:])}
 }
 

@@ -40,7 +40,7 @@ func TestFormatRoundTrip(t *testing.T) {
 	}
 	c := chunkIndex{Device: 1, Block: 2, BlockHi: 3}
 	c.put(b)
-	require.Equal(t, c, getChunkIndex(b))
+	require.Equal(t, c, getChunk(b))
 	e := diskDirent{Nid: 1 << 50, NameOff: 12, Type: 7}
 	e.put(b)
 	require.Equal(t, e, getDirent(b))

@@ -33,6 +33,8 @@ type Parsed struct {
 	// this superblock, ascending, not adjacent. All of it must be local and
 	// unchanged before a mount.
 	MetaExtents []Range
+
+	super superblock
 }
 
 // Parse reads all metadata of the image in r and checks it against p and the
@@ -47,7 +49,7 @@ func Parse(r io.ReaderAt, p Policy) (*Parsed, error) {
 		Tree: s.tree, Compat: s.super.Compat, Incompat: s.super.Incompat, BlockBits: s.super.BlockBits,
 		UUID: s.super.UUID, Volume: s.super.Volume, BuildTime: s.super.Epoch + int64(s.super.BuildTime),
 		Inodes: s.super.Inodes, Blocks: uint64(s.super.Blocks),
-		Devices: s.devices, MetaExtents: s.ranges,
+		Devices: s.devices, MetaExtents: s.ranges, super: s.super,
 	}, nil
 }
 

@@ -61,12 +61,7 @@ func (s *parser) readChunks(off, size int64, d *diskInode, n *inode) (int64, err
 
 // readChunk reads one entry of a map into e, whose Off and Len are known.
 func (s *parser) readChunk(off int64, b []byte, e *Extent) error {
-	var c chunkIndex
-	if len(b) == chunkBlockSize {
-		c.Block = uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
-	} else {
-		c = getChunkIndex(b)
-	}
+	c := getChunk(b)
 	if c.Block == nullBlock {
 		if s.policy.NoHoles {
 			return refuse(RuleHole, off, "a hole at byte %d of a file, where none is allowed", e.Off)
@@ -98,13 +93,8 @@ func (s *parser) readChunk(off int64, b []byte, e *Extent) error {
 // addExtent appends e to the file n, or joins it to the extent before.
 func (s *parser) addExtent(off int64, n *inode, e Extent) error {
 	t := s.tree
-	if n.count > 0 {
-		last := &t.exts[len(t.exts)-1]
-		if last.Device == e.Device && (last.Addr == HoleAddr && e.Addr == HoleAddr ||
-			last.Addr != HoleAddr && e.Addr != HoleAddr && last.Addr+last.Len == e.Addr) {
-			last.Len += e.Len
-			return nil
-		}
+	if n.count > 0 && t.exts[len(t.exts)-1].join(e) {
+		return nil
 	}
 	if len(t.exts) >= s.policy.MaxExtents {
 		return refuse(RuleLimit, off, "more than %d extents", s.policy.MaxExtents)

@@ -30,7 +30,7 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("neither accepted nor refused: %v", err)
 			}
 			if err == nil {
-				if err := sound(got, int64(len(b))); err != nil {
+				if err := errors.Join(sound(got, int64(len(b))), sameImage(got, bytes.NewReader(b))); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -21,7 +21,11 @@ func parseFile(t testing.TB, path string, devices ...Device) (*Parsed, error) {
 	require.NoError(t, err)
 	p := DefaultPolicy(st.Size())
 	p.Devices, p.AnyXattrs = devices, true
-	return Parse(f, p)
+	got, err := Parse(f, p)
+	if err == nil {
+		require.NoError(t, sameImage(got, f))
+	}
+	return got, err
 }
 
 // checkParse reads an image back that the writer made: the same tree, and no

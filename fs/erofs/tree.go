@@ -31,6 +31,12 @@ type Attr struct {
 	Size int64
 }
 
+// IsDir reports whether it is a directory.
+func (a Attr) IsDir() bool { return a.Mode&modeType == modeDir }
+
+// IsWhiteout reports whether it is a whiteout, as overlayfs has them.
+func (a Attr) IsWhiteout() bool { return a.Mode&modeType == modeChar && a.Rdev == 0 }
+
 // Extent is a run of a regular file's bytes on a device.
 type Extent struct {
 	// Off is the offset in the file and Len the length in bytes. Off is a
@@ -145,7 +151,7 @@ func (t *Tree) Children(i Inode) iter.Seq2[[]byte, Inode] {
 			return
 		}
 		for _, d := range t.dents[n.first : n.first+n.count] {
-			if !yield(t.arena[d.name:d.name+uint32(d.len)], d.inode) {
+			if !yield(t.nameOf(d), d.inode) {
 				return
 			}
 		}
@@ -178,7 +184,7 @@ func (t *Tree) Walk(fn func(path []byte, i Inode) error) error {
 		if path = path[:top.path]; len(path) > 0 {
 			path = append(path, '/')
 		}
-		path = append(path, t.arena[d.name:d.name+uint32(d.len)]...)
+		path = append(path, t.nameOf(*d)...)
 		if err := fn(path, d.inode); err != nil {
 			return err
 		}
@@ -201,6 +207,8 @@ func (t *Tree) Xattrs(i Inode) iter.Seq2[[]byte, []byte] {
 		}
 	}
 }
+
+func (t *Tree) nameOf(d dirent) []byte { return t.arena[d.name : d.name+uint32(d.len)] }
 
 func (t *Tree) xattrName(x xattr) []byte { return t.arena[x.name : x.name+uint32(x.nameLen)] }
 
