@@ -4,12 +4,20 @@
 //
 // # Contract
 //
-// It serves an erofs.Tree: what the strict parser accepted, or what erofs.Merge
-// made of the layers of an image (MountImage), so that an ordinary user needs no
-// overlay. An inode is known to the kernel by its number plus one. So there is no
-// object for an inode, no table, nothing to forget, and a successor that parses
-// the same metadata serves what its predecessor handed out. The connection outlives
-// this process in the keeper's hands (package fusesession).
+// It serves an erofs.Image: metadata that the strict parser accepted, or that was
+// written of what erofs.Merge made of the layers of an image (MountImage), so that
+// an ordinary user needs no overlay. An inode is known to the kernel by its number
+// on disk. So there is no object for an inode, no table, nothing to forget, and a
+// successor that has the same metadata serves what its predecessor handed out. The
+// connection outlives this process in the keeper's hands (package fusesession).
+//
+// No tree is held: names, attributes and places of data are read from the metadata
+// when they are asked for, as the kernel's EROFS reads them, and from the same page
+// cache. Metadata that is parsed and held takes 1.4 MB for 10,000 files, in each of
+// a hundred layers. As with EROFS, the metadata must not change behind the check
+// that was made before the mount. It can be written by whoever may write the files
+// of the cache: this process, which writes to an image's metadata only before it is
+// checked, and root. Should it change all the same, answers are wrong or errors.
 //
 // Names, attributes, symbolic links and listings hold for ever, absent names too:
 // the kernel asks once. Files and directories are not opened here (ENOSYS, which

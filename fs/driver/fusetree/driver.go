@@ -54,10 +54,11 @@ func (d *Driver) Probe(string) (err error) {
 	if err != nil {
 		return fmt.Errorf("probing FUSE: %w", err)
 	}
-	fs, err := newTree(t, nil, newCounters())
+	fs, err := writtenTree(t, erofs.WriteOptions{}, []driver.Layer{nil}, newCounters())
 	if err != nil {
-		return err
+		return fmt.Errorf("probing FUSE: %w", err)
 	}
+	defer fs.close()
 	s, err := fusesession.Mount(d.ctx, d.mountConfig(dir), d.session("probe", forgetful{}, fs))
 	if err != nil {
 		return errors.Join(fmt.Errorf("mounting through FUSE: %w", err), kernel.ErrNotSupported)
@@ -115,8 +116,10 @@ func (d *Driver) MountImage(ctx context.Context, target string, layers []driver.
 func (d *Driver) mount(ctx context.Context, target, id string, fs *tree) (*mount, error) {
 	m, err := d.newMount(target)
 	if err != nil {
+		fs.close()
 		return nil, err
 	}
+	m.fs = fs
 	m.session, err = fusesession.Mount(ctx, d.mountConfig(target), d.session(sessionName(target, id), d.conf.Keeper, fs))
 	if err == nil {
 		if err = errors.Join(meet(target), d.readAhead(target)); err != nil {
@@ -164,8 +167,10 @@ func (d *Driver) adopt(target, id string, fs *tree) (*mount, error) {
 	name := sessionName(target, id)
 	m, err := d.newMount(target)
 	if err != nil {
+		fs.close()
 		return nil, err
 	}
+	m.fs = fs
 	d.mu.Lock()
 	_, left := d.orphans[name]
 	delete(d.orphans, name)

@@ -24,6 +24,7 @@ type mount struct {
 	d       *Driver
 	target  string
 	session *fusesession.Session // nil: the kernel's EROFS
+	fs      *tree                // what the session serves
 	super   string               // erofs-<n>, without a session
 	done    chan struct{}
 }
@@ -51,7 +52,7 @@ func (d *Driver) session(name string, keeper driver.Keeper, fs *tree) fusesessio
 		},
 		Prompt: func(opcode uint32, _ uint64) bool { return opcode != opRead },
 	}
-	if !d.conf.Private && fs.hasACL() {
+	if !d.conf.Private && fs.acl {
 		c.Options.EnableAcl = true
 		c.Options.ExtraCapabilities |= fuse.CAP_POSIX_ACL
 	}
@@ -69,9 +70,9 @@ func (d *Driver) mountConfig(target string) fusesession.MountConfig {
 	}
 }
 
-// Bind learns what was agreed with the kernel.
+// Bind learns whom to ask what was agreed with the kernel, which is not known yet.
 func (s *tree) Bind(session *fusesession.Session) {
-	s.bind(session.Agreed(), session.Context)
+	s.agreed, s.context = session.Agreed, session.Context
 }
 
 // meet lets the kernel ask for the root's attributes and for its opening. Both
@@ -137,6 +138,9 @@ func (d *Driver) forget(m *mount) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.mounts, m)
+	if m.fs != nil {
+		m.fs.close()
+	}
 }
 
 // watch lets go of a mount when nothing holds it any more. Shutdown may have come
@@ -145,10 +149,7 @@ func (d *Driver) watch(m *mount) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.down {
-		if m.session != nil {
-			return errors.Join(ErrShutdown, m.session.Shutdown(d.ctx))
-		}
-		return ErrShutdown
+		return errors.Join(ErrShutdown, m.stop(d.ctx))
 	}
 	d.watchers.Go(func() { // ends with the mount or with Shutdown
 		if m.ended() {
@@ -267,6 +268,7 @@ func (m *mount) stop(ctx context.Context) error {
 		return nil
 	}
 	err := m.session.Shutdown(ctx)
+	m.fs.close()
 	if errors.Is(err, fusesession.ErrShutdown) {
 		return nil
 	}
