@@ -3,6 +3,7 @@ package erofsraw
 import (
 	"context"
 
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
@@ -11,17 +12,16 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/remote"
 )
 
-type rawFormat struct{}
+type rawFormat struct{ native.Kind }
 
-// New returns the format.
-func New() format.Format { return rawFormat{} }
-
-// Name returns "erofsraw".
-func (rawFormat) Name() string { return "erofsraw" }
-
-// Match accepts containerd's and the draft's media type.
-func (rawFormat) Match(desc ocispec.Descriptor) bool {
-	return desc.MediaType == chunk.MediaTypeLayer || desc.MediaType == chunk.MediaTypeDraftLayer
+// New returns the format, whose name is "erofsraw".
+func New() format.Format {
+	return rawFormat{native.Kind{
+		ID: "erofsraw", Types: []string{chunk.MediaTypeLayer, chunk.MediaTypeDraftLayer}, Codec: chunk.CodecNone,
+		Decode: func(_ digest.Digest, dst, src []byte, _ chunk.Chunk) ([]byte, error) {
+			return append(dst[:0], src...), nil
+		},
+	}}
 }
 
 // Open reads the chunk index in one request. See format.Format.
@@ -29,8 +29,8 @@ func (rawFormat) Match(desc ocispec.Descriptor) bool {
 // Beyond the rules of an index it wants image data to start the blob and the
 // index to end it: containerd mounts the blob as it is, and the blob's digest,
 // which is also the layer's DiffID, must cover nothing that is not known.
-func (rawFormat) Open(ctx context.Context, blob remote.Blob, desc ocispec.Descriptor) (*format.Plan, error) {
-	s, err := native.Open(ctx, blob, desc, chunk.CodecNone, false)
+func (f rawFormat) Open(ctx context.Context, blob remote.Blob, desc ocispec.Descriptor) (*format.Plan, error) {
+	plan, s, err := f.Plan(ctx, blob, desc)
 	if err != nil {
 		return nil, err
 	}
@@ -41,20 +41,6 @@ func (rawFormat) Open(ctx context.Context, blob remote.Blob, desc ocispec.Descri
 	if end := s.Range.End(); end != blob.Size() {
 		return nil, native.Corrupt(name, "it ends at %d, the blob at %d", end, blob.Size())
 	}
-	id := blob.Digest()
-	hint := native.Ends(desc, chunk.LabelPinned, s.Index.Size())
-	return &format.Plan{
-		Data:       s.Index,
-		PinnedHint: hint,
-		Prefetch:   native.Ends(desc, chunk.LabelPrefetch, s.Index.Size()),
-		Whole:      id,
-		Tail:       s.Index.Bytes(),
-		Decode: func(dst, src []byte, c chunk.Chunk) ([]byte, error) {
-			if err := native.Check(id, src, c); err != nil {
-				return nil, err
-			}
-			return append(dst[:0], src...), nil
-		},
-		Validate: native.Validator(s.Index.Size(), hint),
-	}, nil
+	plan.Whole, plan.Tail = blob.Digest(), s.Index.Bytes()
+	return plan, nil
 }

@@ -15,43 +15,28 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/remote"
 )
 
-type zstdFormat struct{}
+type zstdFormat struct{ native.Kind }
 
-// New returns the format.
-func New() format.Format { return zstdFormat{} }
-
-// Name returns "zstdseek".
-func (zstdFormat) Name() string { return "zstdseek" }
-
-// Match accepts containerd's and the draft's media type.
-func (zstdFormat) Match(desc ocispec.Descriptor) bool {
-	return desc.MediaType == chunk.MediaTypeLayerZstd || desc.MediaType == chunk.MediaTypeDraftLayerZstd
+// New returns the format, whose name is "zstdseek".
+func New() format.Format {
+	return zstdFormat{native.Kind{
+		ID: "zstdseek", Types: []string{chunk.MediaTypeLayerZstd, chunk.MediaTypeDraftLayerZstd}, Codec: chunk.CodecZstd,
+		Framed: true, Decode: decode,
+	}}
 }
 
 // Open reads the chunk index in one request. See format.Format.
-func (zstdFormat) Open(ctx context.Context, blob remote.Blob, desc ocispec.Descriptor) (*format.Plan, error) {
-	s, err := native.Open(ctx, blob, desc, chunk.CodecZstd, true)
+func (f zstdFormat) Open(ctx context.Context, blob remote.Blob, desc ocispec.Descriptor) (*format.Plan, error) {
+	plan, _, err := f.Plan(ctx, blob, desc)
 	if err != nil {
 		return nil, err
 	}
-	var whole digest.Digest
 	if v := native.Lookup(desc, chunk.LabelUncompressedDigest, chunk.AnnotationUncompressedDigest); v != "" {
-		if whole, err = digest.Parse(v); err != nil {
+		if plan.Whole, err = digest.Parse(v); err != nil {
 			return nil, fmt.Errorf("%w: %s: its uncompressed digest %q is malformed", format.ErrNotLazy, blob.Digest(), v)
 		}
 	}
-	id := blob.Digest()
-	hint := native.Ends(desc, chunk.LabelPinned, s.Index.Size())
-	return &format.Plan{
-		Data:       s.Index,
-		PinnedHint: hint,
-		Prefetch:   native.Ends(desc, chunk.LabelPrefetch, s.Index.Size()),
-		Whole:      whole,
-		Decode: func(dst, src []byte, c chunk.Chunk) ([]byte, error) {
-			return decode(id, dst, src, c)
-		},
-		Validate: native.Validator(s.Index.Size(), hint),
-	}, nil
+	return plan, nil
 }
 
 // decoder runs up to GOMAXPROCS decodes at once; more wait for a free one. It
@@ -70,9 +55,6 @@ var decoder = sync.OnceValues(func() (*zstd.Decoder, error) {
 const slack = 16
 
 func decode(blob digest.Digest, dst, src []byte, c chunk.Chunk) ([]byte, error) {
-	if err := native.Check(blob, src, c); err != nil {
-		return nil, err
-	}
 	n, err := frameLen(src)
 	if err != nil {
 		return nil, native.Corrupt(native.ChunkName(blob, c), "%v", err)

@@ -3,7 +3,6 @@ package zstdseek
 import (
 	"bytes"
 	"crypto/sha256"
-	"crypto/sha512"
 	"errors"
 	"math/rand/v2"
 	"testing"
@@ -254,20 +253,6 @@ func streamed(t testing.TB, p []byte) []byte {
 	require.NoError(t, err)
 	require.NoError(t, enc.Close())
 	return buf.Bytes()
-}
-
-func TestHashes(t *testing.T) {
-	page := testImage(4096)
-	stored := encode(t, page)
-	c := lie(stored, 4096)
-	sum := sha512.Sum512(stored)
-	c.Sum = sum[:]
-	got, err := decode("sha256:x", nil, stored, c)
-	require.NoError(t, err)
-	require.Equal(t, page, got)
-	c.Sum = nil
-	_, err = decode("sha256:x", nil, stored, c)
-	require.ErrorContains(t, err, "digest of 0 bytes")
 }
 
 // FuzzDecode holds that no stored bytes, whose digest is made to fit, make the

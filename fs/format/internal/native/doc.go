@@ -1,5 +1,5 @@
-// Package native opens what the two native layer formats share: the chunk
-// index that annotations lead to, and the check of a stored chunk's digest.
+// Package native is what the two native layer formats share: the chunk index that
+// annotations lead to, the check of a stored chunk's digest, and the plan.
 //
 // An annotation is a claim. What makes the index trustworthy is that its digest
 // stands beside the range in the same descriptor; that the descriptor belongs

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -34,6 +35,49 @@ func Lookup(desc ocispec.Descriptor, label, annotation string) string {
 	return desc.Annotations[annotation]
 }
 
+// Kind is one of the two formats but for its Open.
+type Kind struct {
+	// ID is the format's name.
+	ID string
+	// Types are its media types.
+	Types []string
+	// Codec is how its chunks are stored. Framed says that the index is wrapped in
+	// a zstd skippable frame.
+	Codec  chunk.Codec
+	Framed bool
+	// Decode is that of a plan, of chunks whose length and digest are right.
+	Decode func(blob digest.Digest, dst, src []byte, c chunk.Chunk) ([]byte, error)
+}
+
+// Name returns the format's name.
+func (k Kind) Name() string { return k.ID }
+
+// Match accepts containerd's and the draft's media type.
+func (k Kind) Match(desc ocispec.Descriptor) bool { return slices.Contains(k.Types, desc.MediaType) }
+
+// Plan reads the chunk index in one request, and makes a plan of it that lacks only
+// what Whole and Tail are. Errors are those of format.Format's Open.
+func (k Kind) Plan(ctx context.Context, blob remote.Blob, desc ocispec.Descriptor) (*format.Plan, *Section, error) {
+	s, err := k.index(ctx, blob, desc)
+	if err != nil {
+		return nil, nil, err
+	}
+	id, size := blob.Digest(), s.Index.Size()
+	hint := ends(desc, chunk.LabelPinned, size)
+	return &format.Plan{
+		Data:       s.Index,
+		PinnedHint: hint,
+		Prefetch:   ends(desc, chunk.LabelPrefetch, size),
+		Decode: func(dst, src []byte, c chunk.Chunk) ([]byte, error) {
+			if err := check(id, src, c); err != nil {
+				return nil, err
+			}
+			return k.Decode(id, dst, src, c)
+		},
+		Validate: validator(size, hint),
+	}, s, nil
+}
+
 // Section is a located, verified and parsed chunk index.
 type Section struct {
 	// Index is the parsed index. Every chunk carries a digest.
@@ -42,15 +86,14 @@ type Section struct {
 	Range chunk.Extent
 }
 
-// Open fetches the chunk index of blob in one read, checks its digest and
-// parses it. framed says that the index is wrapped in a zstd skippable frame.
-// Errors are those of format.Format's Open.
-func Open(ctx context.Context, blob remote.Blob, desc ocispec.Descriptor, codec chunk.Codec, framed bool) (*Section, error) {
+// index fetches the chunk index of blob in one read, checks its digest and parses
+// it.
+func (k Kind) index(ctx context.Context, blob remote.Blob, desc ocispec.Descriptor) (*Section, error) {
 	section, want, err := claims(blob, desc)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := readIndex(ctx, blob, section, framed, want)
+	raw, err := readIndex(ctx, blob, section, k.Framed, want)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +102,7 @@ func Open(ctx context.Context, blob remote.Blob, desc ocispec.Descriptor, codec 
 		return nil, about(blob, err)
 	}
 	switch {
-	case x.Codec() != codec:
+	case x.Codec() != k.Codec:
 		return nil, Corrupt("chunk index of "+blob.Digest().String(), "compression %s does not agree with media type %q", x.Codec(), desc.MediaType)
 	case x.Len() == 0:
 		return nil, notLazy(blob, "its index has no chunks")
@@ -120,9 +163,9 @@ func claims(blob remote.Blob, desc ocispec.Descriptor) (chunk.Extent, digest.Dig
 	return section, want, nil
 }
 
-// Ends returns image data [0, imageEnd) as a label of the kind of LabelPinned
+// ends returns image data [0, imageEnd) as a label of the kind of LabelPinned
 // gives it, cut to size; empty when it is absent or malformed, for it is a hint.
-func Ends(desc ocispec.Descriptor, label string, size int64) chunk.Extent {
+func ends(desc ocispec.Descriptor, label string, size int64) chunk.Extent {
 	imageEnd, _, err := chunk.ParseEnds(desc.Annotations[label])
 	if err != nil {
 		return chunk.Extent{}
@@ -130,9 +173,9 @@ func Ends(desc ocispec.Descriptor, label string, size int64) chunk.Extent {
 	return chunk.Extent{Len: min(imageEnd, size)}
 }
 
-// Check holds src against the length and the digest of stored chunk c. blob
+// check holds src against the length and the digest of stored chunk c. blob
 // names the blob in the error, which is a *chunk.CorruptError.
-func Check(blob digest.Digest, src []byte, c chunk.Chunk) error {
+func check(blob digest.Digest, src []byte, c chunk.Chunk) error {
 	if int64(len(src)) != c.Blob.Len {
 		return Corrupt(ChunkName(blob, c), "%d bytes came instead of %d", len(src), c.Blob.Len)
 	}

@@ -9,11 +9,11 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
-// Validator returns the Validate of a plan whose image is size bytes long: the
+// validator returns the Validate of a plan whose image is size bytes long: the
 // strict parser, which reads no further than hint until metadata turns up
 // beyond it. What the kernel can read as metadata must be resident. A refused
 // image gives an *erofs.RefusedError.
-func Validator(size int64, hint chunk.Extent) func(context.Context, io.ReaderAt) ([]chunk.Extent, error) {
+func validator(size int64, hint chunk.Extent) func(context.Context, io.ReaderAt) ([]chunk.Extent, error) {
 	return func(_ context.Context, image io.ReaderAt) ([]chunk.Extent, error) {
 		policy := erofs.DefaultPolicy(size)
 		policy.MetaHint = hint.End()
