@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/doctor"
 	"github.com/lazyerofs/lazyerofs/fs/driver/all"
 )
@@ -22,6 +23,7 @@ func (noKeeper) Remove(string) error        { return nil }
 func newDoctorCmd() *cobra.Command {
 	var (
 		cfg    doctor.Config
+		file   string
 		asJSON bool
 	)
 	cmd := &cobra.Command{
@@ -31,6 +33,7 @@ func newDoctorCmd() *cobra.Command {
   lazyerofs doctor --json | jq .driver`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			configured(cmd, &cfg, file)
 			drivers, err := all.New(cmd.Context(), all.Config{Keeper: noKeeper{}})
 			if err != nil {
 				return err
@@ -62,9 +65,30 @@ func newDoctorCmd() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&cfg.CacheDir, "root", "/var/lib/lazyerofs", "state `directory` of the daemon; its file system decides what works")
-	f.StringVar(&cfg.Address, "address", "/run/lazyerofs/lazyerofs.sock", "`socket` of the daemon")
+	f.StringVar(&file, "config", "", "configuration `file` of the daemon (default "+config.DefaultPath+" if it exists)")
+	f.StringVar(&cfg.CacheDir, "root", "", "state `directory` of the daemon, whose file system decides what works (default as configured)")
+	f.StringVar(&cfg.Address, "address", "", "`socket` of the daemon (default as configured)")
 	f.StringVar(&cfg.ContainerdConfig, "containerd-config", "/etc/containerd/config.toml", "containerd's configuration `file`")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// configured completes cfg with what the daemon's configuration says. Flags win, as
+// they do there.
+func configured(cmd *cobra.Command, cfg *doctor.Config, file string) {
+	c, err := config.Load(file)
+	if err == nil {
+		err = c.Check()
+	}
+	if err != nil {
+		cfg.Configuration = err
+		c = config.Default()
+	}
+	cfg.Force, cfg.Forbid = c.Driver.Name, c.Driver.Forbid
+	if !cmd.Flags().Changed("root") {
+		cfg.CacheDir = c.Root
+	}
+	if !cmd.Flags().Changed("address") {
+		cfg.Address = c.Address
+	}
 }

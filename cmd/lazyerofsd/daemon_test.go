@@ -20,17 +20,18 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/fs"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
 // testConfig is a configuration below a new directory.
-func testConfig(t *testing.T) config {
+func testConfig(t *testing.T) config.Config {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "lzd-")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	c := builtin()
+	c := config.Default()
 	c.Root, c.Address = filepath.Join(dir, "root"), filepath.Join(dir, "d.sock")
 	c.Containerd.Address = filepath.Join(dir, "none.sock")
 	c.Metrics.Address = "unix:" + filepath.Join(dir, "m.sock")
@@ -38,7 +39,7 @@ func testConfig(t *testing.T) config {
 }
 
 // runDaemon runs a daemon without a keeper until the returned call.
-func runDaemon(t *testing.T, c config) (stop func()) {
+func runDaemon(t *testing.T, c config.Config) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	d, err := wire(ctx, c, nil, inheritance{})
@@ -55,7 +56,7 @@ func runDaemon(t *testing.T, c config) (stop func()) {
 	}
 }
 
-func client(t *testing.T, c config) snapshots.Snapshotter {
+func client(t *testing.T, c config.Config) snapshots.Snapshotter {
 	t.Helper()
 	conn, err := grpc.NewClient("unix://"+c.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
@@ -91,9 +92,9 @@ func TestDaemonWithoutAKeeper(t *testing.T) {
 	require.True(t, errdefs.IsNotFound(err))
 }
 
-func metrics(t *testing.T, c config) string {
+func metrics(t *testing.T, c config.Config) string {
 	t.Helper()
-	network, at, err := c.Metrics.listen()
+	network, at, err := c.Metrics.Listen()
 	require.NoError(t, err)
 	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, at)

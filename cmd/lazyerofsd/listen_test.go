@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore"
 )
 
@@ -80,7 +81,7 @@ func TestInheritListener(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			store, end := notified(t)
 			dir := t.TempDir()
-			d := &daemon{c: config{Address: filepath.Join(dir, "s")}, notify: store, left: inheritance{}}
+			d := &daemon{c: config.Config{Address: filepath.Join(dir, "s")}, notify: store, left: inheritance{}}
 			// A unit's socket is made last, and comes first.
 			for _, at := range slices.Backward(test.at) {
 				d.left[fdstore.ListenerName] = slices.Insert(d.left[fdstore.ListenerName], 0, socketAt(t, filepath.Join(dir, at)))

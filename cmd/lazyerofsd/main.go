@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore"
@@ -56,10 +57,10 @@ func command() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.config, "config", "", "configuration file (default "+defaultConfig+" if it exists)")
-	f.StringVar(&o.root, "root", "", "directory of snapshots and cached layers (default "+builtin().Root+")")
-	f.StringVar(&o.address, "address", "", "socket for containerd (default "+builtin().Address+")")
-	f.StringVar(&o.logLevel, "log-level", "", "trace, debug, info, warn or error (default "+builtin().LogLevel+")")
+	f.StringVar(&o.config, "config", "", "configuration file (default "+config.DefaultPath+" if it exists)")
+	f.StringVar(&o.root, "root", "", "directory of snapshots and cached layers (default "+config.Default().Root+")")
+	f.StringVar(&o.address, "address", "", "socket for containerd (default "+config.Default().Address+")")
+	f.StringVar(&o.logLevel, "log-level", "", "trace, debug, info, warn or error (default "+config.Default().LogLevel+")")
 	f.BoolVar(&o.rootless, "rootless", false, "mount whole images through FUSE for the user who runs this, as lazyerofs mount asks for them; no containerd")
 	f.BoolVar(&o.supervise, "supervise", false, "keep the daemon running and its descriptors safe, where systemd does not")
 	return cmd
@@ -76,8 +77,8 @@ func buildVersion() string {
 }
 
 // load reads the configuration; flags win over the file.
-func (o options) load() (config, error) {
-	c, err := loadConfig(o.config)
+func (o options) load() (config.Config, error) {
+	c, err := config.Load(o.config)
 	if err != nil {
 		return c, err
 	}
@@ -88,7 +89,10 @@ func (o options) load() (config, error) {
 			*f.value = *f.flag
 		}
 	}
-	return c, c.check()
+	if err := c.Check(); err != nil {
+		return c, err
+	}
+	return c, log.SetLevel(c.LogLevel)
 }
 
 // supervise becomes the parent that keeps descriptors, of a daemon with the same

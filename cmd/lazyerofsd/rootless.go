@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/cmd/internal/rootless"
 	"github.com/lazyerofs/lazyerofs/fs"
 	"github.com/lazyerofs/lazyerofs/fs/cache"
@@ -33,7 +34,7 @@ type userDaemon struct {
 }
 
 // serveRootless runs the daemon of an ordinary user until ctx ends.
-func serveRootless(ctx context.Context, c config, notify *fdstore.Store, left inheritance) error {
+func serveRootless(ctx context.Context, c config.Config, notify *fdstore.Store, left inheritance) error {
 	if notify == nil {
 		return errors.New("nobody keeps descriptors for this process: start it with --supervise")
 	}

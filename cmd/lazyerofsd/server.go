@@ -133,7 +133,7 @@ func (d *daemon) listenMetrics(ctx context.Context) (net.Listener, error) {
 	if d.c.Metrics.Address == "" {
 		return nil, nil
 	}
-	network, address, err := d.c.Metrics.listen()
+	network, address, err := d.c.Metrics.Listen()
 	if err != nil {
 		return nil, err
 	}

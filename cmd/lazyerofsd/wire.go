@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/fs"
 	"github.com/lazyerofs/lazyerofs/fs/cache"
@@ -43,7 +44,7 @@ type inheritance driver.Inheritance
 
 // daemon is everything that runs, with what ends it.
 type daemon struct {
-	c       config
+	c       config.Config
 	notify  *fdstore.Store // nil without a keeper
 	left    inheritance
 	metrics *prometheus.Registry
@@ -74,7 +75,7 @@ func (d *daemon) end(ctx context.Context) error {
 const readAheadKB = 256
 
 // wire puts the parts together. Nothing is fetched and nothing served yet.
-func wire(ctx context.Context, c config, notify *fdstore.Store, left inheritance) (_ *daemon, err error) {
+func wire(ctx context.Context, c config.Config, notify *fdstore.Store, left inheritance) (_ *daemon, err error) {
 	d := &daemon{c: c, notify: notify, left: left, metrics: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
@@ -250,7 +251,7 @@ func (d *daemon) wireDiffer() error {
 		Snapshots:  filepath.Join(d.c.Root, "snapshots"),
 		Leases:     leases.NewLeaseManager(leasesapi.NewLeasesClient(conn)),
 		MediaType:  d.c.Differ.MediaType,
-		Processors: d.c.processors(),
+		Processors: processors(d.c.StreamProcessors),
 		Layer:      differ.Config{SpoolDir: spool},
 	})
 	return nil
@@ -258,10 +259,10 @@ func (d *daemon) wireDiffer() error {
 
 // processors makes the stream processors of the configuration, which run as
 // programs of this process as they do under containerd.
-func (c *config) processors() []diff.Handler {
+func processors(byID map[string]config.StreamProcessor) []diff.Handler {
 	var all []diff.Handler
-	for _, id := range slices.Sorted(maps.Keys(c.StreamProcessors)) {
-		p := c.StreamProcessors[id]
+	for _, id := range slices.Sorted(maps.Keys(byID)) {
+		p := byID[id]
 		all = append(all, diff.BinaryHandler(id, p.Returns, p.Accepts, p.Path, p.Args, p.Env))
 	}
 	return all

@@ -33,6 +33,8 @@ type Report struct {
 	Drivers      []Check `json:"drivers"`
 	// Driver is the one that would be chosen; empty: layers are downloaded.
 	Driver string `json:"driver"`
+	// Forced is the only one that the configuration allows, if it names one.
+	Forced string `json:"forced,omitempty"`
 	// Setup is what a node needs around the kernel.
 	Setup []Check `json:"setup"`
 }
@@ -46,6 +48,12 @@ type Config struct {
 	Address string
 	// Drivers in order of preference.
 	Drivers []driver.Driver
+	// Force and Forbid are what the daemon's configuration says of drivers, as
+	// driver.Select takes them. Those that are forbidden are not probed.
+	Force  string
+	Forbid []string
+	// Configuration is why the daemon would refuse its configuration, or nil.
+	Configuration error
 	// ContainerdConfig is containerd's configuration file.
 	ContainerdConfig string
 }
@@ -69,18 +77,31 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	for _, c := range kernel.Report(dir) {
 		r.Capabilities = append(r.Capabilities, check(c.Name, c.Err))
 	}
-	for _, d := range c.Drivers {
-		usable, _, err := driver.Select(ctx, []driver.Driver{d}, dir, "", nil)
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		r.Drivers = append(r.Drivers, check(d.Name(), err))
-		if err == nil && r.Driver == "" {
-			r.Driver = usable[0].Name()
-		}
+	if err := r.drivers(ctx, c, dir); err != nil {
+		return nil, err
 	}
 	r.Setup = setup(c)
 	return r, nil
+}
+
+// drivers asks each driver, also those that the daemon would not ask because it
+// has one already.
+func (r *Report) drivers(ctx context.Context, c Config, dir string) error {
+	r.Forced = c.Force
+	for _, d := range c.Drivers {
+		_, probes, err := driver.Select(ctx, []driver.Driver{d}, dir, "", c.Forbid)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if len(probes) > 0 {
+			err = probes[0].Err // without the sentence about all drivers
+		}
+		r.Drivers = append(r.Drivers, check(d.Name(), err))
+		if err == nil && r.Driver == "" && (c.Force == "" || c.Force == d.Name()) {
+			r.Driver = d.Name()
+		}
+	}
+	return nil
 }
 
 func check(name string, err error) Check {
@@ -140,9 +161,14 @@ func (r *Report) Print(w io.Writer) error {
 	p.section("kernel", r.Capabilities)
 	p.section("drivers", r.Drivers)
 	p.section("set-up", r.Setup)
-	if r.Driver != "" {
+	switch {
+	case r.Driver != "" && r.Forced != "":
+		p.printf("\nlazy layers are served by the %s driver, the only one that the configuration allows\n", r.Driver)
+	case r.Driver != "":
 		p.printf("\nlazy layers are served by the %s driver\n", r.Driver)
-	} else {
+	case r.Forced != "":
+		p.printf("\nthe configuration allows only the driver %q, which does not work here: layers are downloaded whole and unpacked to EROFS\n", r.Forced)
+	default:
 		p.printf("\nno driver works here: layers are downloaded whole and unpacked to EROFS\n")
 	}
 	return p.err

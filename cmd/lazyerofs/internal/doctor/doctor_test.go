@@ -59,6 +59,35 @@ func TestRunSaysThatLayersAreDownloadedWithoutADriver(t *testing.T) {
 	require.Contains(t, out.String(), "layers are downloaded whole")
 }
 
+// What is printed is what the daemon would do with its configuration.
+func TestRunChoosesAsConfigured(t *testing.T) {
+	none := errors.New("the kernel is too old")
+	for _, c := range []struct {
+		force  string
+		forbid []string
+		want   string
+		says   string
+	}{
+		{"", []string{"first"}, "second", "no   first: forbidden by the configuration"},
+		{"", []string{"first", "second"}, "", "no driver works here"},
+		{"second", nil, "second", "the only one that the configuration allows"},
+		{"old", nil, "", `only the driver "old", which does not work here`},
+		{"first", []string{"first"}, "", "forbidden by the configuration"},
+		{"fast", nil, "", `only the driver "fast"`},
+	} {
+		r, err := Run(t.Context(), Config{
+			CacheDir: t.TempDir(), Force: c.force, Forbid: c.forbid,
+			Drivers: []driver.Driver{probeOnly{name: "first"}, probeOnly{name: "old", err: none}, probeOnly{name: "second"}},
+		})
+		require.NoError(t, err)
+		require.Equal(t, c.want, r.Driver, "%+v", c)
+		require.Equal(t, "the kernel is too old", r.Drivers[1].Detail)
+		var out bytes.Buffer
+		require.NoError(t, r.Print(&out))
+		require.Contains(t, out.String(), c.says)
+	}
+}
+
 func TestRunEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -20,6 +20,7 @@ const wantDescriptors = 65536
 // setup checks what a node needs around the kernel.
 func setup(c Config) []Check {
 	return []Check{
+		check("configuration", c.Configuration),
 		check("root", isRoot()),
 		check("descriptors", descriptorLimit()),
 		check("runc", inPath("runc", "install it with the distribution's package manager; containers need it")),

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"errors"
@@ -6,10 +6,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/containerd/log"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pelletier/go-toml/v2"
 
@@ -18,34 +18,35 @@ import (
 	"github.com/lazyerofs/lazyerofs/snapshot"
 )
 
-// defaultConfig is where the configuration is looked for when no flag says so.
+// DefaultPath is where the configuration is looked for when no flag says so.
 // Only then may it be missing.
-const defaultConfig = "/etc/lazyerofs/config.toml"
+const DefaultPath = "/etc/lazyerofs/config.toml"
 
-// config is the configuration file. deploy/config.toml explains every key.
-type config struct {
+// Config is the configuration file. deploy/config.toml explains every key.
+type Config struct {
 	Root     string `toml:"root"`
 	Address  string `toml:"address"`
 	LogLevel string `toml:"log_level"`
 
-	Containerd  containerdConfig  `toml:"containerd"`
-	Snapshotter snapshotterConfig `toml:"snapshotter"`
-	Registry    registryConfig    `toml:"registry"`
-	Driver      driverConfig      `toml:"driver"`
-	Metrics     metricsConfig     `toml:"metrics"`
-	Differ      differConfig      `toml:"differ"`
+	Containerd  Containerd  `toml:"containerd"`
+	Snapshotter Snapshotter `toml:"snapshotter"`
+	Registry    Registry    `toml:"registry"`
+	Driver      Driver      `toml:"driver"`
+	Metrics     Metrics     `toml:"metrics"`
+	Differ      Differ      `toml:"differ"`
 
 	// StreamProcessors are as in containerd's own configuration, by id.
-	StreamProcessors map[string]streamProcessor `toml:"stream_processors"`
+	StreamProcessors map[string]StreamProcessor `toml:"stream_processors"`
 }
 
-type differConfig struct {
+// Differ says how containers' changes are written.
+type Differ struct {
 	MediaType string `toml:"media_type"`
 }
 
-// streamProcessor is a program that turns layers of some media types into
+// StreamProcessor is a program that turns layers of some media types into
 // another.
-type streamProcessor struct {
+type StreamProcessor struct {
 	Accepts []string `toml:"accepts"`
 	Returns string   `toml:"returns"`
 	Path    string   `toml:"path"`
@@ -53,65 +54,72 @@ type streamProcessor struct {
 	Env     []string `toml:"env"`
 }
 
-type containerdConfig struct {
+// Containerd says where containerd is.
+type Containerd struct {
 	Address string `toml:"address"`
 }
 
-type snapshotterConfig struct {
-	PrepareTimeout duration `toml:"prepare_timeout"`
+// Snapshotter bounds how long a pull may wait for us.
+type Snapshotter struct {
+	PrepareTimeout Duration `toml:"prepare_timeout"`
 	Strict         bool     `toml:"strict"`
 }
 
-type registryConfig struct {
+// Registry says how registries are reached.
+type Registry struct {
 	CertsDir           string   `toml:"certs_dir"`
-	RetryBudget        duration `toml:"retry_budget"`
+	RetryBudget        Duration `toml:"retry_budget"`
 	MaxRequests        int      `toml:"max_requests"`
 	MaxRequestsPerHost int      `toml:"max_requests_per_host"`
 }
 
-type driverConfig struct {
-	Name   string   `toml:"name"`
+// Driver says which drivers may serve, as driver.Select is told.
+type Driver struct {
+	// Name is the only one that may; empty: the first that works.
+	Name string `toml:"name"`
+	// Forbid are those that may not.
 	Forbid []string `toml:"forbid"`
 }
 
-type metricsConfig struct {
+// Metrics says where counters are shown, and profiles.
+type Metrics struct {
 	Address string `toml:"address"`
 	Pprof   bool   `toml:"pprof"`
 }
 
-// duration is a time.Duration that is written as "20s".
-type duration time.Duration
+// Duration is a time.Duration that is written as "20s".
+type Duration time.Duration
 
 // UnmarshalText reads what time.ParseDuration reads, above 0.
-func (d *duration) UnmarshalText(b []byte) error {
+func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	if err != nil || v <= 0 {
 		return fmt.Errorf("%q is not a time such as \"20s\"", b)
 	}
-	*d = duration(v)
+	*d = Duration(v)
 	return nil
 }
 
-// builtin is what holds without a configuration file.
-func builtin() config {
-	return config{
+// Default is what holds without a configuration file.
+func Default() Config {
+	return Config{
 		Root:        "/var/lib/lazyerofs",
 		Address:     "/run/lazyerofs/lazyerofs.sock",
 		LogLevel:    "info",
-		Containerd:  containerdConfig{Address: "/run/containerd/containerd.sock"},
-		Snapshotter: snapshotterConfig{PrepareTimeout: duration(snapshot.DefaultPrepareTimeout)},
-		Registry:    registryConfig{CertsDir: remote.DefaultCertsDir, RetryBudget: duration(30 * time.Second)},
-		Differ:      differConfig{MediaType: chunk.MediaTypeLayerZstd},
+		Containerd:  Containerd{Address: "/run/containerd/containerd.sock"},
+		Snapshotter: Snapshotter{PrepareTimeout: Duration(snapshot.DefaultPrepareTimeout)},
+		Registry:    Registry{CertsDir: remote.DefaultCertsDir, RetryBudget: Duration(30 * time.Second)},
+		Differ:      Differ{MediaType: chunk.MediaTypeLayerZstd},
 	}
 }
 
-// loadConfig reads the file at path over the defaults. An empty path means
-// defaultConfig, which may be missing.
-func loadConfig(path string) (config, error) {
-	c := builtin()
+// Load reads the file at path over the defaults. An empty path means DefaultPath,
+// which may be missing. The values are not checked.
+func Load(path string) (Config, error) {
+	c := Default()
 	name := path
 	if name == "" {
-		name = defaultConfig
+		name = DefaultPath
 	}
 	b, err := os.ReadFile(name)
 	if path == "" && errors.Is(err, os.ErrNotExist) {
@@ -124,7 +132,7 @@ func loadConfig(path string) (config, error) {
 }
 
 // parse reads b, the content of the file name, over c.
-func (c *config) parse(name string, b []byte) error {
+func (c *Config) parse(name string, b []byte) error {
 	err := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields().Decode(c)
 	var strict *toml.StrictMissingError
 	if errors.As(err, &strict) && len(strict.Errors) > 0 {
@@ -144,8 +152,10 @@ func (c *config) parse(name string, b []byte) error {
 	return nil
 }
 
-// check says what is wrong with the values, and cleans paths.
-func (c *config) check() error {
+var logLevels = []string{"trace", "debug", "info", "warn", "error"}
+
+// Check says what is wrong with the values, and cleans paths.
+func (c *Config) Check() error {
 	for _, p := range []struct {
 		key   string
 		value *string
@@ -155,7 +165,7 @@ func (c *config) check() error {
 		}
 		*p.value = filepath.Clean(*p.value)
 	}
-	if err := log.SetLevel(c.LogLevel); err != nil {
+	if !slices.Contains(logLevels, c.LogLevel) {
 		return fmt.Errorf("log_level is %q: use trace, debug, info, warn or error", c.LogLevel)
 	}
 	if c.Registry.MaxRequests < 0 || c.Registry.MaxRequestsPerHost < 0 {
@@ -165,14 +175,14 @@ func (c *config) check() error {
 		return err
 	}
 	if c.Metrics.Address != "" {
-		if _, _, err := c.Metrics.listen(); err != nil {
+		if _, _, err := c.Metrics.Listen(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *config) checkDiffer() error {
+func (c *Config) checkDiffer() error {
 	switch c.Differ.MediaType {
 	case chunk.MediaTypeLayer, chunk.MediaTypeLayerZstd, ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd:
 	default:
@@ -186,9 +196,9 @@ func (c *config) checkDiffer() error {
 	return nil
 }
 
-// listen returns what to listen on for metrics. Only who is on this machine may
+// Listen returns what to listen on for metrics. Only who is on this machine may
 // see them: they name nothing secret, but a profile does.
-func (m metricsConfig) listen() (network, address string, err error) {
+func (m Metrics) Listen() (network, address string, err error) {
 	if path, ok := strings.CutPrefix(m.Address, "unix:"); ok {
 		path = strings.TrimPrefix(path, "//")
 		if !filepath.IsAbs(path) {

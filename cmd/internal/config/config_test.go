@@ -1,62 +1,29 @@
-package main
+package config
 
 import (
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // The sample that we ship shows every key with its default.
 func TestSampleShowsTheDefaults(t *testing.T) {
-	b, err := os.ReadFile("../../deploy/config.toml")
+	b, err := os.ReadFile("../../../deploy/config.toml")
 	require.NoError(t, err)
-	var got config
+	var got Config
 	require.NoError(t, got.parse("sample", b))
-	want := builtin()
+	want := Default()
 	want.Driver.Forbid = []string{}
 	require.Equal(t, want, got)
-	require.NoError(t, got.check())
+	require.NoError(t, got.Check())
 }
 
-func TestConfigFile(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "c.toml")
-	require.NoError(t, os.WriteFile(name, []byte("root = '/r/'\n[snapshotter]\nprepare_timeout = '3s'\n"), 0o600))
-	c, err := options{config: name, address: "/run/x.sock"}.load()
-	require.NoError(t, err)
-	want := builtin()
-	want.Root, want.Address = "/r", "/run/x.sock"
-	want.Snapshotter.PrepareTimeout = duration(3 * time.Second)
-	require.Equal(t, want, c)
-
-	_, err = options{config: name + ".missing"}.load()
-	require.ErrorIs(t, err, os.ErrNotExist, "a file that was named must exist")
-}
-
-// Stream processors are written as in containerd's configuration.
-func TestStreamProcessors(t *testing.T) {
-	c := builtin()
-	require.NoError(t, c.parse("f", []byte(`
-[stream_processors."io.containerd.ocicrypt.decoder.v1.tar.gzip"]
-  accepts = ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"]
-  returns = "application/vnd.oci.image.layer.v1.tar+gzip"
-  path = "ctd-decoder"
-  args = ["--decryption-keys-path", "/etc/keys"]
-  env = ["A=1"]
-`)))
-	require.NoError(t, c.check())
-	all := c.processors()
-	require.Len(t, all, 1)
-	_, takes := all[0](t.Context(), "application/vnd.oci.image.layer.v1.tar+gzip+encrypted")
-	require.True(t, takes)
-	_, takes = all[0](t.Context(), "application/vnd.oci.image.layer.v1.tar+gzip")
-	require.False(t, takes)
+func TestAFileThatWasNamedMustExist(t *testing.T) {
+	_, err := Load(filepath.Join(t.TempDir(), "none"))
+	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
 func TestConfigErrorsNameTheKey(t *testing.T) {
@@ -78,10 +45,10 @@ func TestConfigErrorsNameTheKey(t *testing.T) {
 		"[stream_processors.d]\npath = 'x'":            `stream_processors."d" needs accepts`,
 		"root = ":                                      "line 1",
 	} {
-		c := builtin()
+		c := Default()
 		err := c.parse("f", []byte(text))
 		if err == nil {
-			err = c.check()
+			err = c.Check()
 		}
 		require.ErrorContains(t, err, want, text)
 		require.NotContains(t, strings.TrimSpace(err.Error()), "\n", text)
@@ -93,7 +60,7 @@ func TestMetricsAddresses(t *testing.T) {
 		"unix:/run/m.sock": "unix /run/m.sock", "unix:///run/m.sock": "unix /run/m.sock",
 		"127.0.0.1:9100": "tcp 127.0.0.1:9100", "[::1]:9100": "tcp [::1]:9100", "localhost:9100": "tcp localhost:9100",
 	} {
-		network, at, err := metricsConfig{Address: address}.listen()
+		network, at, err := Metrics{Address: address}.Listen()
 		require.NoError(t, err)
 		require.Equal(t, want, network+" "+at)
 	}
