@@ -13,6 +13,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	digest "github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
@@ -170,7 +171,7 @@ func TestFirst(t *testing.T) {
 func TestImplied(t *testing.T) {
 	res, blob := convertBytes(t, mkTar(t, file("home/user/f", ""), file("etc/f", "")), Config{
 		Implied: func(p string) (erofs.Attr, bool) {
-			return erofs.Attr{Mode: modeDir | 0o700, UID: 7, GID: 8}, p == "home/user"
+			return erofs.Attr{Mode: unix.S_IFDIR | 0o700, UID: 7, GID: 8}, p == "home/user"
 		},
 	})
 	require.Equal(t, []string{rootLine, "etc d755 0:0", "etc/f -644 0:0 size=0 nlink=1", "home d755 0:0",

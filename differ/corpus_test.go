@@ -75,7 +75,7 @@ func ours(t testing.TB, src []byte, lower string) (registry, local string, err e
 	t.Helper()
 	var out bytes.Buffer
 	res, err := Convert(t.Context(), bytes.NewReader(src), &out, Config{SpoolDir: t.TempDir(), Level: 1,
-		Implied: func(p string) (erofs.Attr, bool) { a, ok := attrIn(lower, p); return a, ok && isDir(a) }})
+		Implied: func(p string) (erofs.Attr, bool) { a, ok := attrIn(lower, p); return a, ok && a.IsDir() }})
 	snaps := t.TempDir()
 	dir := filepath.Join(snaps, "2")
 	write(t, filepath.Join(dir, MarkerFile), "")

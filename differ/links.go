@@ -42,7 +42,7 @@ func (t *ingest) hardLink(hdr *tar.Header, at string) error {
 }
 
 func (t *ingest) link(name, at string, to erofs.Inode) error {
-	if isDir(t.b.Attr(to)) {
+	if t.b.Attr(to).IsDir() {
 		return badEntry(name, "is a hard link to a directory")
 	}
 	if err := t.b.Link(at, to); err != nil {

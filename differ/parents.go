@@ -35,7 +35,7 @@ func (d *Differ) implied(mounts []mount.Mount) func(string) (erofs.Attr, bool) {
 		for _, dir := range local {
 			attr, ok := attrIn(dir, path)
 			if ok {
-				return attr, isDir(attr)
+				return attr, attr.IsDir()
 			}
 		}
 		return erofs.Attr{}, false

@@ -4,6 +4,8 @@ import (
 	"path"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
@@ -94,7 +96,7 @@ func (t *ingest) place(p string) (string, error) {
 		return joinPath(t.found, base), nil
 	}
 	resolved := dir
-	if i, ok := t.b.Lookup(dir); !ok || !isDir(t.b.Attr(i)) { // else no link is on the way
+	if i, ok := t.b.Lookup(dir); !ok || !t.b.Attr(i).IsDir() { // else no link is on the way
 		var err error
 		if resolved, err = t.resolve(dir, true); err != nil {
 			return "", err
@@ -111,7 +113,7 @@ func (t *ingest) place(p string) (string, error) {
 // that needs them.
 func (t *ingest) mkdirs(name, dir string) error {
 	if i, ok := t.b.Lookup(dir); ok {
-		if !isDir(t.b.Attr(i)) {
+		if !t.b.Attr(i).IsDir() {
 			return badEntry(name, "lies in %q, which is not a directory", dir)
 		}
 		return nil
@@ -120,9 +122,9 @@ func (t *ingest) mkdirs(name, dir string) error {
 	if err := t.mkdirs(name, up); err != nil {
 		return err
 	}
-	attr := erofs.Attr{Mode: modeDir | 0o755}
+	attr := erofs.Attr{Mode: unix.S_IFDIR | 0o755}
 	if t.implied != nil {
-		if a, ok := t.implied(dir); ok && isDir(a) {
+		if a, ok := t.implied(dir); ok && a.IsDir() {
 			attr = a
 		}
 	}

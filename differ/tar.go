@@ -9,21 +9,10 @@ import (
 	"math"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
-
-// File type bits of a Linux mode (include/uapi/linux/stat.h).
-const (
-	modeType  = 0o170000
-	modeLink  = 0o120000
-	modeReg   = 0o100000
-	modeBlock = 0o060000
-	modeDir   = 0o040000
-	modeChar  = 0o020000
-	modeFifo  = 0o010000
-)
-
-func isDir(a erofs.Attr) bool { return a.Mode&modeType == modeDir }
 
 // dataSink takes the data of regular files while the tar is read.
 type dataSink interface {
@@ -124,11 +113,11 @@ func (t *ingest) file(ctx context.Context, hdr *tar.Header, at string, data io.R
 	if err != nil {
 		return err
 	}
-	if old, ok := t.b.Lookup(at); ok && (attr.Mode&modeType != modeDir || !isDir(t.b.Attr(old))) {
+	if old, ok := t.b.Lookup(at); ok && (!attr.IsDir() || !t.b.Attr(old).IsDir()) {
 		t.fresh = false // what is replaced may have been a directory
 	}
 	var i erofs.Inode
-	if attr.Mode&modeType == modeLink {
+	if attr.Mode&unix.S_IFMT == unix.S_IFLNK {
 		if i, err = t.b.PutSymlink(at, attr, hdr.Linkname); err == nil {
 			t.targets[i] = hdr.Linkname
 			t.fresh = false
@@ -139,7 +128,7 @@ func (t *ingest) file(ctx context.Context, hdr *tar.Header, at string, data io.R
 	if err != nil {
 		return wrapEntry(hdr.Name, err)
 	}
-	if attr.Mode&modeType == modeChar && attr.Rdev == 0 {
+	if attr.IsWhiteout() {
 		t.marks.whiteout(at)
 	}
 	if err := t.xattrs(hdr, i, attr); err != nil {
@@ -178,18 +167,18 @@ func attrOf(hdr *tar.Header) (erofs.Attr, error) {
 	a.Mtime, a.MtimeNsec = mtimeOf(hdr.ModTime)
 	switch hdr.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse:
-		a.Mode |= modeReg
+		a.Mode |= unix.S_IFREG
 		a.Size = hdr.Size
 	case tar.TypeDir:
-		a.Mode |= modeDir
+		a.Mode |= unix.S_IFDIR
 	case tar.TypeSymlink:
-		a.Mode = modeLink | 0o777 // Linux has no other
+		a.Mode = unix.S_IFLNK | 0o777 // Linux has no other
 	case tar.TypeFifo:
-		a.Mode |= modeFifo
+		a.Mode |= unix.S_IFIFO
 	case tar.TypeChar, tar.TypeBlock:
-		a.Mode |= modeChar
+		a.Mode |= unix.S_IFCHR
 		if hdr.Typeflag == tar.TypeBlock {
-			a.Mode = a.Mode&^modeType | modeBlock
+			a.Mode = a.Mode&^unix.S_IFMT | unix.S_IFBLK
 		}
 		if hdr.Devmajor < 0 || hdr.Devmajor >= 1<<12 || hdr.Devminor < 0 || hdr.Devminor >= 1<<20 {
 			return a, badEntry(hdr.Name, "has device number %d:%d, Linux allows 4095:1048575", hdr.Devmajor, hdr.Devminor)

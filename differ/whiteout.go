@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
@@ -14,12 +16,10 @@ const (
 	opaqueName     = ".wh..wh..opq"
 )
 
-// How overlayfs says the same (Documentation/filesystems/overlayfs.rst). An
-// empty origin makes it look for whiteouts when it lists a directory that is
-// in one layer only.
+// How overlayfs says the same.
 const (
-	xattrOpaque = "trusted.overlay.opaque"
-	xattrOrigin = "trusted.overlay.origin"
+	xattrOpaque = erofs.XattrOpaque
+	xattrOrigin = erofs.XattrOrigin
 )
 
 type entryKind uint8
@@ -85,7 +85,7 @@ func (m *marks) apply(b *erofs.Builder) error {
 		}
 	}
 	for _, dir := range m.opaques {
-		if i, ok := b.Lookup(dir); ok && isDir(b.Attr(i)) {
+		if i, ok := b.Lookup(dir); ok && b.Attr(i).IsDir() {
 			if err := b.SetXattr(i, xattrOpaque, []byte("y")); err != nil {
 				return wrapEntry(dir, err)
 			}
@@ -97,20 +97,20 @@ func (m *marks) apply(b *erofs.Builder) error {
 func (m *marks) applyWhiteout(b *erofs.Builder, p string) error {
 	dir, _ := splitPath(p)
 	up, ok := b.Lookup(dir)
-	if !ok || !isDir(b.Attr(up)) {
+	if !ok || !b.Attr(up).IsDir() {
 		return nil
 	}
 	i, ok := b.Lookup(p)
 	if !ok {
-		if _, err := b.Put(p, erofs.Attr{Mode: modeChar}); err != nil {
+		if _, err := b.Put(p, erofs.Attr{Mode: unix.S_IFCHR}); err != nil {
 			return err
 		}
 		return b.SetXattr(up, xattrOrigin, nil)
 	}
 	switch a := b.Attr(i); {
-	case isDir(a):
+	case a.IsDir():
 		return b.SetXattr(i, xattrOpaque, []byte("y"))
-	case a.Mode&modeType == modeChar && a.Rdev == 0:
+	case a.IsWhiteout():
 		return b.SetXattr(up, xattrOrigin, nil)
 	}
 	return nil

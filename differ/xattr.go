@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
@@ -17,8 +19,8 @@ const paxXattr = "SCHILY.xattr."
 // POSIX access control lists as the kernel stores them
 // (include/uapi/linux/posix_acl_xattr.h): a version, then 8 bytes per entry.
 const (
-	aclAccess   = "system.posix_acl_access"
-	aclDefault  = "system.posix_acl_default"
+	aclAccess   = erofs.XattrACLAccess
+	aclDefault  = erofs.XattrACLDefault
 	aclVersion  = 2
 	aclHeadLen  = 4
 	aclEntryLen = 8
@@ -57,7 +59,7 @@ func (t *ingest) xattrs(hdr *tar.Header, i erofs.Inode, a erofs.Attr) error {
 	limit, n := erofs.DefaultPolicy(0).MaxXattrs-markXattrs, 0
 	for _, key := range slices.Sorted(maps.Keys(hdr.PAXRecords)) {
 		name, ok := strings.CutPrefix(key, paxXattr)
-		if !ok || !keepXattr(name, a.Mode&modeType) {
+		if !ok || !keepXattr(name, a.Mode&unix.S_IFMT) {
 			continue
 		}
 		value := []byte(hdr.PAXRecords[key])
@@ -148,13 +150,13 @@ func effectiveACL(name string, v []byte, mode uint16) []byte {
 func keepXattr(name string, fileType uint16) bool {
 	switch {
 	case strings.HasPrefix(name, "user."):
-		return name != "user." && (fileType == modeReg || fileType == modeDir)
+		return name != "user." && (fileType == unix.S_IFREG || fileType == unix.S_IFDIR)
 	case strings.HasPrefix(name, "security."):
 		return name != "security."
 	case name == aclAccess:
-		return fileType != modeLink
+		return fileType != unix.S_IFLNK
 	case name == aclDefault:
-		return fileType == modeDir
+		return fileType == unix.S_IFDIR
 	}
 	return false
 }

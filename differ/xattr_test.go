@@ -16,7 +16,7 @@ import (
 func kernelXattr(t *testing.T, name string, value []byte, mode uint16) (got []byte, ok bool) {
 	t.Helper()
 	p := filepath.Join(t.TempDir(), "f")
-	if mode&modeType == modeDir {
+	if mode&unix.S_IFMT == unix.S_IFDIR {
 		require.NoError(t, os.Mkdir(p, 0o755))
 	} else {
 		require.NoError(t, os.WriteFile(p, nil, 0o644))
@@ -52,12 +52,12 @@ func FuzzXattr(f *testing.F) {
 		if len(value) > 4000 {
 			return // ext4 holds no more
 		}
-		name, mode := aclAccess, modeReg|perm&0o777
+		name, mode := aclAccess, unix.S_IFREG|perm&0o777
 		switch kind % 4 {
 		case 1:
-			mode = modeDir | perm&0o777
+			mode = unix.S_IFDIR | perm&0o777
 		case 2:
-			name, mode = aclDefault, modeDir|perm&0o777
+			name, mode = aclDefault, unix.S_IFDIR|perm&0o777
 		case 3:
 			name = capability
 		}

@@ -94,13 +94,12 @@ func listDirs(t *erofs.Tree) (map[string]dirEntry, error) {
 	entries := make(map[string]dirEntry)
 	err := t.Walk(func(path []byte, i erofs.Inode) error {
 		a := t.Attr(i)
-		isWhiteout := a.Mode&0o170000 == 0o020000 && a.Rdev == 0
-		if a.Mode&0o170000 != 0o040000 && !isWhiteout {
+		if !a.IsDir() && !a.IsWhiteout() {
 			return nil
 		}
 		e := dirEntry{attr: a}
 		for name, value := range t.Xattrs(i) {
-			e.opaque = e.opaque || (string(name) == "trusted.overlay.opaque" && string(value) == "y")
+			e.opaque = e.opaque || (string(name) == erofs.XattrOpaque && string(value) == "y")
 		}
 		entries[string(path)] = e
 		return nil
@@ -111,12 +110,11 @@ func listDirs(t *erofs.Tree) (map[string]dirEntry, error) {
 // find looks path up. decided means that layers further below do not count.
 func (d *dirs) find(path string) (attr erofs.Attr, found, decided bool) {
 	if e, ok := d.entries[path]; ok {
-		isDir := e.attr.Mode&0o170000 == 0o040000
-		return e.attr, isDir, true
+		return e.attr, e.attr.IsDir(), true
 	}
 	for up := path; up != ""; {
 		up = up[:max(0, strings.LastIndexByte(up, '/'))]
-		if e, ok := d.entries[up]; ok && (e.opaque || e.attr.Mode&0o170000 != 0o040000) {
+		if e, ok := d.entries[up]; ok && (e.opaque || !e.attr.IsDir()) {
 			return erofs.Attr{}, false, true
 		}
 	}

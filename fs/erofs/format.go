@@ -102,8 +102,8 @@ type xattrPrefix struct {
 
 var xattrPrefixes = []xattrPrefix{
 	{xattrIndexUser, "user.", false},
-	{xattrIndexACLAccess, "system.posix_acl_access", true},
-	{xattrIndexACLDefault, "system.posix_acl_default", true},
+	{xattrIndexACLAccess, XattrACLAccess, true},
+	{xattrIndexACLDefault, XattrACLDefault, true},
 	{xattrIndexTrusted, "trusted.", false},
 	{xattrIndexSecurity, "security.", false},
 }

@@ -72,7 +72,7 @@ func (m *merger) takeName() {
 // opaque reports whether a directory hides what is below it.
 func (t *Tree) opaque(n *inode) bool {
 	for _, x := range t.xattrs[n.xfirst : n.xfirst+uint32(n.xcount)] {
-		if string(t.xattrName(x)) == xattrOpaque {
+		if string(t.xattrName(x)) == XattrOpaque {
 			return string(t.xattrValue(x)) == "y"
 		}
 	}

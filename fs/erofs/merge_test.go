@@ -50,7 +50,7 @@ func modelOf(t *Tree, i Inode, k int) *node {
 		for name, child := range t.Children(i) {
 			n.children[string(name)] = modelOf(t, child, k)
 		}
-		n.opaque = xattrMap(t, i)[xattrOpaque] == "y"
+		n.opaque = xattrMap(t, i)[XattrOpaque] == "y"
 	}
 	return n
 }
@@ -166,7 +166,7 @@ func layersFrom(program []byte) ([]*Tree, error) {
 			_, err = b.Put(path, Attr{Mode: modeChar, Rdev: uint32(arg) / 200})
 		case 5:
 			if i, err = b.Put(path, Attr{Mode: modeDir | 0o711}); err == nil {
-				err = b.SetXattr(i, xattrOpaque, []byte("y"))
+				err = b.SetXattr(i, XattrOpaque, []byte("y"))
 			}
 		case 6:
 			_, err = b.PutSymlink(path, Attr{Mode: 0o777}, path)
@@ -181,7 +181,7 @@ func layersFrom(program []byte) ([]*Tree, error) {
 				continue
 			}
 			if err = b.SetXattr(i, "user.k", []byte{arg}); err == nil && b.isDir(i) {
-				err = b.SetXattr(i, xattrOrigin, nil)
+				err = b.SetXattr(i, XattrOrigin, nil)
 			}
 		}
 		_ = err // through a file: refused, and nothing happened

@@ -70,7 +70,7 @@ func fuzzSeeds(t testing.TB) [][]byte {
 		{{path: "d/f", attr: Attr{Mode: modeReg | 0o644, Size: 700}, exts: []Extent{{Len: 700}}}},
 		{{path: "l", target: "x"}, {path: "w", attr: Attr{Mode: modeChar}}, {path: "p", attr: Attr{Mode: modeFifo | 0o600}}},
 		{{path: "c", attr: Attr{Mode: modeReg, Size: 1500}, exts: []Extent{{Len: 512, Device: 1}, {Off: 512, Len: 512, Addr: HoleAddr}, {Off: 1024, Len: 476, Addr: 512}}}},
-		{{path: "x", attr: Attr{Mode: modeReg}, xattr: "user.k"}, {path: "y", attr: Attr{Mode: modeReg}, xattr: "user.k"}, {path: "z", attr: Attr{Mode: modeDir | 0o755}, xattr: xattrOpaque}},
+		{{path: "x", attr: Attr{Mode: modeReg}, xattr: "user.k"}, {path: "y", attr: Attr{Mode: modeReg}, xattr: "user.k"}, {path: "z", attr: Attr{Mode: modeDir | 0o755}, xattr: XattrOpaque}},
 	} {
 		image, err := seedImage(files, WriteOptions{BlockBits: 9, Devices: devices})
 		if err != nil {

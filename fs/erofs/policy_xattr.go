@@ -5,10 +5,17 @@ import (
 	"strings"
 )
 
-// Attributes by which overlayfs marks directories of a layer.
+// Extended attributes with a meaning in a layer.
 const (
-	xattrOpaque = "trusted.overlay.opaque"
-	xattrOrigin = "trusted.overlay.origin"
+	// XattrOpaque marks a directory whose lower ones overlayfs does not show: "y".
+	// An empty XattrOrigin makes overlayfs look for whiteouts when it lists a
+	// directory that is in one layer only (Documentation/filesystems/overlayfs.rst).
+	XattrOpaque = "trusted.overlay.opaque"
+	XattrOrigin = "trusted.overlay.origin"
+	// XattrACLAccess and XattrACLDefault hold access control lists
+	// (uapi/linux/posix_acl_xattr.h).
+	XattrACLAccess  = "system.posix_acl_access"
+	XattrACLDefault = "system.posix_acl_default"
 )
 
 // CheckXattr says why a layer may not carry the attribute, by its full name, on
@@ -22,21 +29,21 @@ const (
 func CheckXattr(name string, value []byte, mode uint16) string {
 	isDir := mode&modeType == modeDir
 	switch {
-	case name == xattrOpaque:
+	case name == XattrOpaque:
 		if !isDir || string(value) != "y" {
 			return `only "y" on a directory is allowed`
 		}
-	case name == xattrOrigin:
+	case name == XattrOrigin:
 		if !isDir || len(value) != 0 {
 			return "only an empty one on a directory is allowed"
 		}
 	case strings.HasPrefix(name, "trusted."):
 		return "no layer may carry it"
-	case name == "system.posix_acl_access", name == "system.posix_acl_default":
+	case name == XattrACLAccess, name == XattrACLDefault:
 		if mode&modeType == modeLink {
 			return "a symbolic link has no access control list"
 		}
-		if name == "system.posix_acl_default" && !isDir {
+		if name == XattrACLDefault && !isDir {
 			return "only a directory has a default access control list"
 		}
 		return checkACL(value)

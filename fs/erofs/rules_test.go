@@ -131,8 +131,8 @@ func dataRules() []ruleTest {
 func xattrRules() []ruleTest {
 	return []ruleTest{
 		{"trusted on a file", 5, RuleXattrPolicy, true, func(m *mutant) { m.retag("b/acl", "user.k", xattrIndexTrusted) }},
-		{"opaque marked otherwise", 5, RuleXattrPolicy, true, func(m *mutant) { m.put8(m.value("a", xattrOpaque), 'x') }},
-		{"redirect", 5, RuleXattrPolicy, true, func(m *mutant) { m.rename("a", xattrOpaque, "overlay.nopaqu") }},
+		{"opaque marked otherwise", 5, RuleXattrPolicy, true, func(m *mutant) { m.put8(m.value("a", XattrOpaque), 'x') }},
+		{"redirect", 5, RuleXattrPolicy, true, func(m *mutant) { m.rename("a", XattrOpaque, "overlay.nopaqu") }},
 		{"access control list version", 5, RuleXattrPolicy, true, func(m *mutant) { m.put8(m.value("b/acl", "system.posix_acl_access"), 3) }},
 		{"access control list order", 5, RuleXattrPolicy, true, func(m *mutant) { m.put8(m.value("b/acl", "system.posix_acl_access")+4, 32) }},
 		{"access control list rights", 5, RuleXattrPolicy, true, func(m *mutant) { m.put8(m.value("b/acl", "system.posix_acl_access")+6, 8) }},

@@ -14,13 +14,12 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
-// Names of the OCI layer spec, and what overlayfs has instead
-// (Documentation/filesystems/overlayfs.rst).
+// Names of the OCI layer spec, and what overlayfs has instead.
 const (
 	whiteoutPrefix = ".wh."
 	opaqueName     = ".wh..wh..opq"
-	xattrOpaque    = "trusted.overlay.opaque"
-	xattrOrigin    = "trusted.overlay.origin"
+	xattrOpaque    = erofs.XattrOpaque
+	xattrOrigin    = erofs.XattrOrigin
 	paxXattr       = "SCHILY.xattr."
 )
 
@@ -75,15 +74,14 @@ func (e *exporter) entry(path []byte, i erofs.Inode) error {
 	if base := name[strings.LastIndexByte(name, '/')+1:]; strings.HasPrefix(base, whiteoutPrefix) {
 		return &EntryError{name, "its name would be taken for a whiteout"}
 	}
-	isDir := a.Mode&unix.S_IFMT == unix.S_IFDIR
-	if a.Mode&unix.S_IFMT == unix.S_IFCHR && a.Rdev == 0 {
+	if a.IsWhiteout() {
 		return e.whiteout(name)
 	}
 	hdr, opaque, err := e.describe(name, i, a)
 	if err != nil {
 		return err
 	}
-	if e.tree.Nlink(i) > 1 && !isDir {
+	if e.tree.Nlink(i) > 1 && !a.IsDir() {
 		if first, ok := e.first[i]; ok {
 			// Unpackers give the file what the header of a link says, owner and time too;
 			// and chown(2) takes capabilities away, which come again after it.
@@ -95,7 +93,7 @@ func (e *exporter) entry(path []byte, i erofs.Inode) error {
 	if err := e.header(hdr); err != nil {
 		return err
 	}
-	if opaque && isDir {
+	if opaque && a.IsDir() {
 		return e.marker(name + "/" + opaqueName)
 	}
 	if hdr.Typeflag == tar.TypeReg {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
@@ -249,8 +250,8 @@ func describeTree(t testing.TB, tree *erofs.Tree, img []byte) []string {
 			}
 		}
 		a := tree.Attr(i)
-		if a.Mode&0o170000 == 0o020000 && a.Rdev == 0 {
-			a, xattrs = erofs.Attr{Mode: 0o020000}, nil // a whiteout has no attributes that count
+		if a.IsWhiteout() {
+			a, xattrs = erofs.Attr{Mode: unix.S_IFCHR}, nil // a whiteout has no attributes that count
 		}
 		out = append(out, fmt.Sprintf("%q %d %+v %v %q %x", path, ids[i], a, xattrs, tree.Target(i), data))
 		return nil

@@ -140,7 +140,7 @@ func writtenTree(t *erofs.Tree, opts erofs.WriteOptions, layers []driver.Layer, 
 func hasACL(t *erofs.Tree) bool {
 	for i := range t.Len() {
 		for name := range t.Xattrs(erofs.Inode(i)) {
-			if string(name) == "system.posix_acl_access" || string(name) == "system.posix_acl_default" {
+			if string(name) == erofs.XattrACLAccess || string(name) == erofs.XattrACLDefault {
 				return true
 			}
 		}
