@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,9 +31,6 @@ const (
 // loopTries bounds the search for a free device: other processes look too.
 const loopTries = 64
 
-// binding lets one mount at a time look: all would be told of the same device.
-var binding sync.Mutex
-
 // loop is a loop device on a file. It clears itself when nobody has it open any
 // more, after Close so when the superblock is gone.
 type loop struct {
@@ -52,15 +48,15 @@ func openLoop(path string, block uint32, direct bool) (*loop, error) {
 		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}
 	defer unix.Close(fd)
-	ctl, err := unix.Open(loopControl, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	// One mount at a time looks, of all processes that mount for us: all would be
+	// told of the same device.
+	ctl, err := lock(loopControl, unix.O_RDWR)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", loopControl, err)
+		return nil, err
 	}
-	defer unix.Close(ctl)
-	binding.Lock()
-	defer binding.Unlock()
+	defer ctl.Close()
 	for range loopTries {
-		n, err := unix.IoctlRetInt(ctl, unix.LOOP_CTL_GET_FREE)
+		n, err := unix.IoctlRetInt(int(ctl.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			return nil, fmt.Errorf("looking for a free loop device: %w", err)
 		}

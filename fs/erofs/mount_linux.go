@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -65,90 +64,75 @@ type MountInfo struct {
 //
 // The calls cannot be interrupted: ctx is looked at between them. Creating the
 // superblock reads metadata, and from Linux 7.1 on that raises pre-content
-// events on a marked source: whoever answers them must already be at work.
-func Mount(ctx context.Context, cfg MountConfig) (info MountInfo, err error) {
-	if info.Target, err = filepath.Abs(cfg.Target); err != nil {
-		return info, err
+// events on a marked source: whoever answers them must already be at work. Where
+// this process answers the reads of the source in a way that SIGKILL does not
+// interrupt (FUSE, cachefiles), another process must call Detached: see package
+// mountproc.
+func Mount(ctx context.Context, cfg MountConfig) (MountInfo, error) {
+	mount, name, err := Detached(ctx, cfg)
+	if err != nil {
+		return MountInfo{}, err
 	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("mounting %s on %s: %w", cfg.Source, cfg.Target, err)
-		}
-	}()
+	defer mount.Close()
+	if err := ctx.Err(); err != nil {
+		return MountInfo{}, err
+	}
+	return Attach(mount, name, cfg.Target)
+}
+
+// Detached makes a superblock as Mount does, and a mount of it that is attached
+// nowhere and goes away with its last descriptor. It returns the superblock's name
+// too. Target is not looked at.
+func Detached(ctx context.Context, cfg MountConfig) (*os.File, string, error) {
+	mount, name, err := detachedAnyhow(ctx, cfg)
+	if err != nil {
+		return nil, "", fmt.Errorf("mounting %s: %w", cfg.Source, err)
+	}
+	return mount, name, nil
+}
+
+// Attach attaches a mount that Detached made, here or in another process, to the
+// directory target. It reads nothing of it. The caller still closes mount.
+func Attach(mount *os.File, superblock, target string) (MountInfo, error) {
+	abs, err := filepath.Abs(target)
+	if err != nil {
+		return MountInfo{}, err
+	}
+	raw, err := mount.SyscallConn()
+	if err != nil {
+		return MountInfo{}, err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		err = unix.MoveMount(int(fd), "", unix.AT_FDCWD, abs, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		return MountInfo{}, fmt.Errorf("attaching the mount to %s: %w", target, err)
+	}
+	return MountInfo{Target: abs, Superblock: superblock}, nil
+}
+
+// detachedAnyhow is detachedNamed with a loop device where that is needed, and
+// with the read-ahead.
+func detachedAnyhow(ctx context.Context, cfg MountConfig) (*os.File, string, error) {
 	mount, name, err := detachedNamed(ctx, cfg)
 	if cfg.Loop == LoopFallback && errors.Is(err, unix.ENOTBLK) {
 		cfg.Loop = LoopAlways
 		mount, name, err = detachedNamed(ctx, cfg)
 	}
 	if errors.Is(err, unix.ENOTBLK) {
-		return info, fmt.Errorf("%w (%w): %w", err, kernel.ErrNotSupported, ErrNeedsBlockDevice)
+		return nil, "", fmt.Errorf("%w (%w): %w", err, kernel.ErrNotSupported, ErrNeedsBlockDevice)
 	}
-	if err != nil {
-		return info, err
+	if err != nil || cfg.ReadAheadKB <= 0 {
+		return mount, name, err
 	}
-	if cfg.ReadAheadKB > 0 {
-		if isDeviceNumber(name) {
-			_ = mount.Close() // nothing was written through it
-			mount, name, err = detachedReadAhead(ctx, cfg)
-		} else if err = setReadAhead(name, cfg.ReadAheadKB); err != nil {
-			err = errors.Join(err, mount.Close())
-		}
-		if err != nil {
-			return info, err
-		}
-	}
-	defer mount.Close()
-	info.Superblock = name
-	if err := ctx.Err(); err != nil {
-		return info, err
-	}
-	if err := unix.MoveMount(int(mount.Fd()), "", unix.AT_FDCWD, info.Target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return info, fmt.Errorf("attaching the mount: %w", err)
-	}
-	return info, nil
-}
-
-// naming lets one mount at a time look for its own superblock by comparing
-// what was there before and after.
-var naming sync.Mutex
-
-// detachedNamed is detached with the superblock's name.
-func detachedNamed(ctx context.Context, cfg MountConfig) (*os.File, string, error) {
-	mount, err := detached(ctx, cfg)
-	if err != nil {
-		return nil, "", err
-	}
-	name, err := superblockName(int(mount.Fd()), ".")
-	if err == nil {
-		return mount, name, nil
-	}
-	_ = mount.Close() // nothing was written through it
-	if !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) {
-		return nil, "", err
-	}
-	return detachedByList(ctx, cfg)
-}
-
-// detachedByList is for kernels without the ioctl. Other processes that mount
-// at the same moment make it try again.
-func detachedByList(ctx context.Context, cfg MountConfig) (*os.File, string, error) {
-	naming.Lock()
-	defer naming.Unlock()
-	for {
-		before := superblocks()
-		mount, err := detached(ctx, cfg)
-		if err != nil {
-			return nil, "", err
-		}
-		name, err := onlyNew(before, superblocks())
-		if err == nil {
-			return mount, entryName(name), nil
-		}
+	if isDeviceNumber(name) {
 		_ = mount.Close() // nothing was written through it
-		if !errors.Is(err, unix.EAGAIN) {
-			return nil, "", err
-		}
+		return detachedReadAhead(ctx, cfg)
 	}
+	if err := setReadAhead(name, cfg.ReadAheadKB); err != nil {
+		return nil, "", errors.Join(err, mount.Close())
+	}
+	return mount, name, nil
 }
 
 // detached makes the superblock and a mount of it that is attached nowhere.
@@ -318,38 +302,4 @@ func superblockName(dir int, name string) (string, error) {
 		return "", fmt.Errorf("the kernel names the superblock of %s %q", name, path)
 	}
 	return entryName(sb), nil
-}
-
-// superblocks lists the EROFS superblocks there are.
-func superblocks() map[string]bool {
-	entries, err := os.ReadDir(sysfsEROFS)
-	if err != nil {
-		return nil // no EROFS yet: the module is loaded by the mount
-	}
-	all := map[string]bool{}
-	for _, e := range entries {
-		if isSuperblockName(e.Name()) {
-			all[e.Name()] = true
-		}
-	}
-	return all
-}
-
-// onlyNew finds the superblock that a mount made, for kernels without the
-// ioctl. It fails, rather than guesses, when others mounted meanwhile.
-func onlyNew(before, after map[string]bool) (string, error) {
-	var name string
-	for n := range after {
-		if before[n] {
-			continue
-		}
-		if name != "" {
-			return "", fmt.Errorf("several EROFS mounts were made at once (%s, %s): %w", name, n, unix.EAGAIN)
-		}
-		name = n
-	}
-	if name == "" {
-		return "", fmt.Errorf("the new superblock is not in %s: %w", sysfsEROFS, os.ErrNotExist)
-	}
-	return name, nil
 }

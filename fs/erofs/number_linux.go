@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // isDeviceNumber reports whether a superblock is called by the number of its
@@ -22,8 +24,11 @@ func isDeviceNumber(name string) bool {
 // EROFS is mounted at that moment. Another process's mount may get it too, which is
 // a matter of speed only.
 func detachedReadAhead(ctx context.Context, cfg MountConfig) (_ *os.File, _ string, err error) {
-	naming.Lock()
-	defer naming.Unlock()
+	held, err := lock(nameLock, unix.O_RDONLY)
+	if err != nil {
+		return nil, "", err
+	}
+	defer held.Close()
 	before, err := backingDevices()
 	if err != nil {
 		return nil, "", err
