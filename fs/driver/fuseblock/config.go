@@ -3,24 +3,34 @@ package fuseblock
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"strings"
+	"time"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
-	"github.com/lazyerofs/lazyerofs/fs/driver/fusesession"
 )
 
 // Name is the driver's name in configuration and state.
 const Name = "fuseblock"
 
 // keepPrefix begins the names of kept descriptors: keepPrefix, the layer's ID,
-// a dash, and targetLen characters of its target.
+// a dash, and targetLen characters of its target; then a dash and timeLen of the
+// time at which it was mounted. A closed mount may be read for long, and another be
+// made at its place meanwhile.
 const (
 	keepPrefix = "fuseblock-"
 	targetLen  = 16
+	timeLen    = 16
 )
 
-// SessionName is the name under which the FUSE connection of a layer's mount at
-// target is kept; fusesession.StateName has its state.
+// keptName is the name under which a new connection is kept, greater than those of
+// older ones.
+func keptName(session string) string {
+	return fmt.Sprintf("%s-%0*x", session, timeLen, time.Now().UnixNano())
+}
+
+// SessionName begins the names under which the FUSE connections of a layer's mounts
+// at target are kept; fusesession.StateName has their states.
 func SessionName(layerID, target string) string {
 	sum := sha256.Sum256([]byte(target))
 	return keepPrefix + layerID + "-" + hex.EncodeToString(sum[:targetLen/2])
@@ -30,12 +40,13 @@ func SessionName(layerID, target string) string {
 // names, those of states among them.
 func layerOf(name string) (string, bool) {
 	rest, ok := strings.CutPrefix(name, keepPrefix)
-	if !ok || len(rest) < targetLen+2 || strings.HasSuffix(name, fusesession.StateName("")) {
+	const tail = 1 + targetLen + 1 + timeLen
+	if !ok || len(rest) <= tail {
 		return "", false
 	}
-	id, dash, hash := rest[:len(rest)-targetLen-1], rest[len(rest)-targetLen-1], rest[len(rest)-targetLen:]
-	_, err := hex.DecodeString(hash)
-	return id, dash == '-' && err == nil
+	id, hash, mounted := rest[:len(rest)-tail], rest[len(rest)-tail:len(rest)-timeLen-1], rest[len(rest)-timeLen-1:]
+	_, err := hex.DecodeString(hash[1:] + mounted[1:])
+	return id, hash[0] == '-' && mounted[0] == '-' && err == nil
 }
 
 // Config is what New needs.

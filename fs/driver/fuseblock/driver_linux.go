@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -34,7 +35,7 @@ type Driver struct {
 
 	mu       sync.Mutex
 	down     bool
-	waiting  map[string]bool    // inherited connections that nobody adopted
+	waiting  map[string]bool    // inherited connections that nobody adopted, by kept name
 	orphans  map[string]*file   // those, served with errors after Settle
 	sessions map[*file]struct{} // served
 }
@@ -153,20 +154,38 @@ func (d *Driver) Settle() ([]string, error) {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(d.waiting)) {
 		id, _ := layerOf(name)
-		f, err := d.take(name, id, nil)
+		_, err := d.orphan(name, id)
 		if errors.Is(err, fusesession.ErrUnborn) {
 			continue // it was never mounted
 		}
 		ids = append(ids, id)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		d.orphans[name] = f
-		d.owned.Go(func() { d.bury(name, f) })
+		errs = append(errs, err)
 	}
 	slices.Sort(ids)
 	return slices.Compact(ids), errors.Join(errs...)
+}
+
+// orphan serves an inherited connection with errors. The caller holds d.mu.
+func (d *Driver) orphan(name, id string) (*file, error) {
+	f, err := d.take(name, id, nil)
+	if err != nil {
+		return nil, err
+	}
+	d.orphans[name] = f
+	d.owned.Go(func() { d.bury(name, f) })
+	return f, nil
+}
+
+// inherited is the newest of the connections of that name that nobody adopted, ""
+// for none. The caller holds d.mu.
+func (d *Driver) inherited(name string) string {
+	var newest string
+	for _, kept := range slices.Concat(slices.Collect(maps.Keys(d.waiting)), slices.Collect(maps.Keys(d.orphans))) {
+		if strings.HasPrefix(kept, name+"-") && kept > newest {
+			newest = kept
+		}
+	}
+	return newest
 }
 
 // bury forgets a connection that no mount owned when it ends.

@@ -2,7 +2,6 @@ package fuseblock
 
 import (
 	"errors"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -182,6 +181,3 @@ func (f *file) deny(in *fuse.ReadIn, why error) (fuse.ReadResult, fuse.Status) {
 func (f *file) OnUnmount() {}
 
 var _ fuse.RawFileSystem = (*file)(nil)
-
-// path is where the kernel opens the file.
-func (f *file) path() string { return f.session.Tree() + string(os.PathSeparator) + fileName }

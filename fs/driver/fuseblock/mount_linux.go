@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/mountproc"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
@@ -49,42 +52,77 @@ func (d *Driver) mount(ctx context.Context, target string, l driver.Layer) (*mou
 	}
 	m := &mount{d: d, target: target, done: make(chan struct{})}
 	if completed(l) {
-		path, err := pathOf(l.Data())
-		if err != nil {
-			return nil, err
-		}
-		return m, m.mount(ctx, path, l)
+		return m, m.plain(ctx, l)
 	}
-	f, err := d.serveNew(ctx, SessionName(l.ID(), target), l)
+	f, err := d.serveNew(ctx, keptName(SessionName(l.ID(), target)), l)
 	if err != nil {
 		return nil, err
 	}
 	m.file = f
-	err = m.mount(ctx, f.path(), l)
-	// From here on only the superblock, if there is one, holds the connection.
+	made, err := d.superblock(ctx, f, l, "")
+	if err == nil {
+		_, err = erofs.Attach(made.Mount, made.Superblock, target)
+		err = errors.Join(err, made.Mount.Close())
+	}
 	if err = errors.Join(err, f.session.Detach()); err != nil {
-		<-f.session.Done()
-		d.forget(f)
+		d.abandon(f)
 		return nil, err
 	}
 	d.watch(m)
 	return m, nil
 }
 
-// mount makes the kernel mount the layer, with its data at path. A metadata
+// superblock makes a mount of the file that f shows, attached nowhere, by a process
+// of its own: it reads the file, and we answer. From then on only the superblock
+// holds the connection. read is a file whose content is wanted too. A metadata
 // image is local and whole, so it needs no connection.
-func (m *mount) mount(ctx context.Context, path string, l driver.Layer) error {
-	conf := erofs.MountConfig{
-		Source: path, Target: m.target,
-		DirectIO: m.d.conf.DirectIO, ReadAheadKB: m.d.conf.ReadAheadKB, Loop: m.d.loop(),
-		LoopDirect: m.file != nil, // one missing range must not hold up the others
+func (d *Driver) superblock(ctx context.Context, f *file, l driver.Layer, read string) (mountproc.Made, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(d.ctx, cancel)() // nobody would answer after Shutdown
+	root, err := f.session.Root()
+	if err != nil {
+		return mountproc.Made{}, err
+	}
+	defer root.Close()
+	conf := d.mountConfig()
+	conf.LoopDirect = true // one missing range must not hold up the others
+	conf.Source = filepath.Join(mountproc.Path(0), fileName)
+	files := []*os.File{root}
+	if meta := l.Meta(); meta != nil {
+		files = append(files, meta)
+		conf.Source, conf.Devices = mountproc.Path(1), []string{conf.Source}
+	}
+	return mountproc.Run(ctx, mountproc.Order{EROFS: &conf, Read: read, Files: files, Abort: f.session.Abort})
+}
+
+// abandon waits for the end of a connection that nothing holds any more.
+func (d *Driver) abandon(f *file) {
+	select {
+	case <-f.session.Done():
+		d.forget(f)
+	case <-d.ctx.Done(): // a successor sees it end
+	}
+}
+
+func (d *Driver) mountConfig() erofs.MountConfig {
+	return erofs.MountConfig{
+		DirectIO: d.conf.DirectIO, ReadAheadKB: d.conf.ReadAheadKB, Loop: d.loop(),
 		// Whoever shows the layer to a container sets the flags; a single layer
 		// that is bound as it is has only these.
 		Suid: true, Dev: true,
 	}
+}
+
+// plain makes the kernel mount the files of a complete layer.
+func (m *mount) plain(ctx context.Context, l driver.Layer) (err error) {
+	conf := m.d.mountConfig()
+	conf.Target = m.target
+	if conf.Source, err = pathOf(l.Data()); err != nil {
+		return err
+	}
 	if meta := l.Meta(); meta != nil {
-		conf.Devices = []string{path}
-		var err error
+		conf.Devices = []string{conf.Source}
 		if conf.Source, err = pathOf(meta); err != nil {
 			return err
 		}
@@ -114,9 +152,9 @@ func (d *Driver) adopt(target string, l driver.Layer) (*mount, error) {
 	if m.super, err = erofs.SuperblockOf(target); err != nil && !errors.Is(err, unix.ENOTTY) {
 		return nil, err
 	}
-	name := SessionName(l.ID(), target)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	name := d.inherited(SessionName(l.ID(), target))
 	switch f := d.orphans[name]; {
 	case d.down:
 		return nil, ErrShutdown

@@ -5,9 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,19 +17,27 @@ import (
 // probeWait bounds everything that a probe waits for.
 const probeWait = 20 * time.Second
 
-// Probe mounts a small EROFS image below a FUSE file, as Mount does, and reads a
-// file of it. The data file is in cacheDir.
-func (d *Driver) Probe(cacheDir string) error {
+// Probe makes a mount of a small EROFS image below a FUSE file, as Mount does, and
+// has a file of it read. The mount is attached nowhere and the image is in memory:
+// a FUSE file hides where its data is, and should this process be killed, nothing
+// stays. So the directory does not matter.
+func (d *Driver) Probe(string) error {
 	if err := kernel.HaveFUSE(); err != nil {
 		return err
 	}
 	const what = "mounting EROFS from a FUSE file"
-	dir, err := os.MkdirTemp(cacheDir, ".probe-fuseblock-")
+	fd, err := unix.MemfdCreate("probe-fuseblock", unix.MFD_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	defer os.RemoveAll(dir)
-	loop, err := choose(d.conf.LoopDevices, func(loop bool) error { return d.try(dir, loop) })
+	data := os.NewFile(uintptr(fd), "probe-fuseblock")
+	defer data.Close()
+	image, name, want := kernel.ProbeImage()
+	if _, err := data.Write(image); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	l := &probeLayer{data: data, never: make(chan struct{})}
+	loop, err := choose(d.conf.LoopDevices, func(loop bool) error { return d.try(l, loop, name, want) })
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, kernel.EROFSRefusal(err))
 	}
@@ -58,20 +64,7 @@ func choose(always bool, try func(loop bool) error) (loop bool, err error) {
 	return false, err
 }
 
-func (d *Driver) try(dir string, loop bool) error {
-	image, name, want := kernel.ProbeImage()
-	data, err := os.OpenFile(filepath.Join(dir, "image"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer data.Close()
-	if _, err := data.Write(image); err != nil {
-		return err
-	}
-	target := filepath.Join(dir, "mount")
-	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
+func (d *Driver) try(l driver.Layer, loop bool, name string, want []byte) error {
 	ctx, cancel := context.WithTimeout(d.ctx, probeWait)
 	defer cancel()
 	conf := d.conf
@@ -80,51 +73,24 @@ func (d *Driver) try(dir string, loop bool) error {
 	if err != nil {
 		return err
 	}
-	m, err := probe.Mount(ctx, target, &probeLayer{data: data, never: make(chan struct{})})
+	f, err := probe.serveNew(ctx, "probe", l)
 	if err != nil {
 		return errors.Join(err, probe.Shutdown(ctx))
 	}
-	got, err := readOnce(ctx, filepath.Join(target, name))
-	if err == nil && !bytes.Equal(got, want) {
-		err = fmt.Errorf("the mount works but reads return wrong bytes: %w", kernel.ErrNotSupported)
+	made, err := probe.superblock(ctx, f, l, name)
+	if err == nil {
+		if !bytes.Equal(made.Content, want) {
+			err = fmt.Errorf("the mount works but reads return wrong bytes: %w", kernel.ErrNotSupported)
+		}
+		err = errors.Join(err, made.Mount.Close())
 	}
-	err = errors.Join(err, m.Close(ctx))
+	err = errors.Join(err, f.session.Detach())
 	select {
-	case <-m.Done():
+	case <-f.session.Done():
 	case <-ctx.Done():
 		err = errors.Join(err, ctx.Err())
 	}
 	return errors.Join(err, probe.Shutdown(ctx))
-}
-
-// readOnce reads a file, and gives up waiting with ctx; the reader is then
-// freed by the end of the probe's connection.
-func readOnce(ctx context.Context, path string) ([]byte, error) {
-	type answer struct {
-		b   []byte
-		err error
-	}
-	c := make(chan answer, 1)
-	go func() {
-		b, err := readFile(path)
-		c <- answer{b, err}
-	}()
-	select {
-	case a := <-c:
-		return a.b, a.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func readFile(path string) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), path)
-	defer f.Close()
-	return io.ReadAll(f)
 }
 
 // nobody keeps nothing: a probe has no successor.

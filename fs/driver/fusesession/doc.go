@@ -30,10 +30,12 @@
 // also for those that are no reason to fail (Go's own, for one); answering EINTR
 // makes the read fail, so see Dying.
 //
-// Deadlocks: this process must not touch the file system except by system calls
-// of its own goroutines: no mapping of its files, no execution. Files that are
-// opened by os.Open go into the runtime's poller, which asks the file system
-// for POLL; Mount makes the kernel ask once and never again. The keeper of
-// descriptors must never touch it: a reader whose request was taken cannot be
-// killed before it is answered. Abort frees it.
+// Known deadlocks: this process must not touch the file system. A reader whose
+// request was taken cannot be killed before it is answered; if it is a thread of
+// the server's own, the server, once killed, waits for itself, and no successor is
+// started because it never ends. What must be asked at the start is asked by a
+// child (package mountproc). Files that are opened by os.Open go into the runtime's
+// poller, which asks the file system for POLL; Mount makes the kernel ask once and
+// never again, except on a mount without target. The keeper of descriptors must
+// never touch it either. Abort frees every reader.
 package fusesession

@@ -12,6 +12,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/lazyerofs/lazyerofs/fs/driver/mountproc"
 	"github.com/lazyerofs/lazyerofs/fs/kernel"
 )
 
@@ -22,7 +23,7 @@ const initWait = 10 * time.Second
 // MountConfig says where a new connection is shown.
 type MountConfig struct {
 	// Target is an existing directory. Empty means a detached mount, which only
-	// this process can reach, by Session.Tree; it needs CAP_SYS_ADMIN.
+	// who is given Session.Root can reach; it needs CAP_SYS_ADMIN.
 	Target string
 	// Source and Subtype are shown in mountinfo.
 	Source, Subtype string
@@ -63,8 +64,7 @@ func mount(ctx context.Context, mc MountConfig, conf Config) (*Session, error) {
 		return nil, errors.Join(err, b.undo())
 	}
 	s.serve()
-	err = errors.Join(s.silencePoll(), b.drop())
-	if err != nil {
+	if err := errors.Join(b.show(ctx), b.drop()); err != nil {
 		err = errors.Join(err, s.Detach(), s.Unmount(), s.Shutdown(ctx), unkeep(conf))
 		return nil, err
 	}
@@ -79,7 +79,8 @@ type birth struct {
 	kept bool
 }
 
-// bear makes the mount and initialises the connection.
+// bear makes the mount and initialises the connection. The mount is not attached
+// yet, unless fusermount3 did: should this process die now, it vanishes.
 func (b *birth) bear(ctx context.Context) error {
 	var err error
 	if !b.mc.Helper {
@@ -95,17 +96,35 @@ func (b *birth) bear(ctx context.Context) error {
 		return err
 	}
 	b.s.protocol(b.s.conf.Options)
-	if err := b.s.initialise(); err != nil {
-		return err
-	}
-	if b.mc.Target == "" || b.s.helper {
-		return nil
-	}
-	return b.attach() // requests queue until somebody serves
+	return b.s.initialise()
 }
 
-// direct mounts as root of a user namespace does. The mount is not attached
-// yet: should this process die now, it vanishes.
+// show puts the mount where everybody sees it, once the kernel has asked what it
+// would ask then. This process must not ask itself, see package mountproc.
+func (b *birth) show(ctx context.Context) error {
+	if b.mc.Target == "" {
+		return nil
+	}
+	root, err := b.root()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := mountproc.Meet(ctx, root, b.s.Abort); err != nil || b.s.helper {
+		return err
+	}
+	return b.attach()
+}
+
+// root is the directory, opened without asking the server.
+func (b *birth) root() (*os.File, error) {
+	if b.s.helper {
+		return openRoot(b.mc.Target)
+	}
+	return b.s.Root()
+}
+
+// direct mounts as root of a user namespace does.
 func (b *birth) direct() error {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -196,15 +215,20 @@ func (b *birth) attach() error {
 	return b.s.Detach()
 }
 
-// Tree is a path, for this process only, to the root of a mount that has no
-// target, and empty once Detach was called.
-func (s *Session) Tree() string {
+// Root is a descriptor of the root of a mount that has no target, until Detach is
+// called; os.ErrClosed afterwards. It is for another process: this one must not
+// wait for itself. The caller closes it.
+func (s *Session) Root() (*os.File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mount == nil {
-		return ""
+		return nil, fmt.Errorf("the mount of FUSE session %s: %w", s.conf.Name, os.ErrClosed)
 	}
-	return fmt.Sprintf("/proc/self/fd/%d", s.mount.Fd())
+	fd, err := unix.FcntlInt(s.mount.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("duplicating the mount of FUSE session %s: %w", s.conf.Name, err)
+	}
+	return os.NewFile(uintptr(fd), s.mount.Name()), nil
 }
 
 // Detach gives the mount without target up. The connection lives on as long as
