@@ -42,7 +42,9 @@
 // The device can be opened once on a machine: a cachefilesd, or another daemon of this
 // kind, makes Probe and the first Mount say EBUSY.
 //
-// Deadlock: this process must never read from a mount that it serves. The unmount of
-// the last reference waits until CLOSE is read, by the loop of this driver or of its
+// Known deadlocks: this process must never read from a mount that it serves, or make
+// its superblock: who waits for an OPEN or a READ cannot be killed, so that a killed
+// server would wait for itself for ever. A child makes superblocks (package mountproc).
+// The unmount of the last reference waits until CLOSE is read, by the loop of this driver or of its
 // successor.
 package cachefiles
