@@ -152,6 +152,9 @@ func (d *daemon) wireDrivers(ctx context.Context, cacheDir string, left inherita
 		log.G(ctx).WithError(err).Warn("layers are not loaded lazily")
 		return nil, nil, err
 	}
+	if err := driver.RemoveLeftovers(ctx, cacheDir); err != nil {
+		log.G(ctx).WithError(err).Warn("what a probe of a killed process left stays")
+	}
 	before := maps.Clone(left) // drivers take what is theirs
 	d.servers, err = drivers.New(ctx, drivers.Config{
 		Keeper:      d.notify,

@@ -40,9 +40,7 @@ func (p Probe) String() string {
 // The error wraps ErrNoDriver, ErrForbidden or the context's.
 //
 // Probes do what they ask about, on the file system that will hold the data;
-// versions are never compared. A FUSE driver's probe reads from a file that this
-// process serves: killed in that moment, the process hangs until somebody ends the
-// connection, so no probe is made without need.
+// versions are never compared. None is made without need.
 func Select(ctx context.Context, drivers []Driver, cacheDir, force string, forbid []string) ([]Driver, []Probe, error) {
 	if force != "" {
 		i := slices.IndexFunc(drivers, func(d Driver) bool { return d.Name() == force })

@@ -46,7 +46,9 @@
 //
 // # Known deadlocks
 //
-// This process must not read from what it has mounted, map or execute it. Its one
-// exception is a stat of a mount's root, made when it is served: afterwards the
-// kernel knows the answer, so that looking for the mount waits for nobody.
+// This process must not ask anything of what it has mounted: a thread that waits for
+// its own process's answer cannot be killed, and a killed server that waits for itself
+// never ends. Before a mount is shown a child looks at its root (package mountproc);
+// afterwards the kernel knows the answer, so that looking for the mount waits for
+// nobody.
 package fusetree

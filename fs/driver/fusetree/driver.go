@@ -8,8 +8,11 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fusesession"
+	"github.com/lazyerofs/lazyerofs/fs/driver/mountproc"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 	"github.com/lazyerofs/lazyerofs/fs/kernel"
 )
@@ -43,13 +46,10 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 // Name returns "fusetree".
 func (d *Driver) Name() string { return Name }
 
-// Probe mounts an empty tree the way that Mount does and unmounts it again.
-func (d *Driver) Probe(string) (err error) {
-	dir, err := os.MkdirTemp("", "lazyerofs-probe-")
-	if err != nil {
-		return fmt.Errorf("probing FUSE: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.Remove(dir)) }()
+// Probe mounts an empty tree as Mount does, and has a child look at it. The mount is
+// attached nowhere, so that nothing stays should this process be killed; fusermount3
+// needs a directory.
+func (d *Driver) Probe(string) error {
 	t, err := erofs.NewBuilder().Tree()
 	if err != nil {
 		return fmt.Errorf("probing FUSE: %w", err)
@@ -59,7 +59,36 @@ func (d *Driver) Probe(string) (err error) {
 		return fmt.Errorf("probing FUSE: %w", err)
 	}
 	defer fs.close()
-	s, err := fusesession.Mount(d.ctx, d.mountConfig(dir), d.session("probe", forgetful{}, fs))
+	conf := d.session("probe", forgetful{}, fs)
+	if !d.mountConfig("").Helper {
+		if err = d.probeDetached(conf); !errors.Is(err, unix.EPERM) {
+			return err
+		}
+	}
+	return d.probeAttached(conf)
+}
+
+func (d *Driver) probeDetached(conf fusesession.Config) error {
+	s, err := fusesession.Mount(d.ctx, d.mountConfig(""), conf)
+	if err != nil {
+		return errors.Join(fmt.Errorf("mounting through FUSE: %w", err), kernel.ErrNotSupported)
+	}
+	root, err := s.Root()
+	if err == nil {
+		err = errors.Join(mountproc.Meet(d.ctx, root, s.Abort), root.Close())
+	}
+	err = errors.Join(err, s.Detach())
+	<-s.Done()
+	return err
+}
+
+func (d *Driver) probeAttached(conf fusesession.Config) (err error) {
+	dir, err := driver.ProbeTarget()
+	if err != nil {
+		return fmt.Errorf("probing FUSE: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.Remove(dir)) }()
+	s, err := fusesession.Mount(d.ctx, d.mountConfig(dir), conf)
 	if err != nil {
 		return errors.Join(fmt.Errorf("mounting through FUSE: %w", err), kernel.ErrNotSupported)
 	}
@@ -122,7 +151,7 @@ func (d *Driver) mount(ctx context.Context, target, id string, fs *tree) (*mount
 	m.fs = fs
 	m.session, err = fusesession.Mount(ctx, d.mountConfig(target), d.session(sessionName(target, id), d.conf.Keeper, fs))
 	if err == nil {
-		if err = errors.Join(meet(target), d.readAhead(target)); err != nil {
+		if err = d.readAhead(target); err != nil {
 			err = errors.Join(err, m.session.Unmount())
 		}
 	}

@@ -75,21 +75,6 @@ func (s *tree) Bind(session *fusesession.Session) {
 	s.agreed, s.context = session.Agreed, session.Context
 }
 
-// meet lets the kernel ask for the root's attributes and for its opening. Both
-// answers hold for ever: who looks for the mount by stat(2) or opens it must get
-// one also while nobody serves, a successor of this process among them.
-func meet(target string) error {
-	var st unix.Stat_t
-	fd, err := unix.Open(target, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		err = errors.Join(unix.Fstat(fd, &st), unix.Close(fd))
-	}
-	if err != nil {
-		return fmt.Errorf("looking at the new mount: %w", err)
-	}
-	return nil
-}
-
 // typeAt returns the type of the file system that is mounted at target, "" for
 // none, without a call that its server would have to answer.
 func typeAt(target string) (string, error) {
