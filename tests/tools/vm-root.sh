@@ -2,7 +2,8 @@
 # usage: vm-root.sh OUT SUITE
 # Brings the root file system of a Debian suite with systemd into OUT for tests/vm:
 # root.tar, and the file version with that of systemd. It holds what debootstrap
-# takes for the least and systemd, no udev, no dbus, no kernel.
+# takes for the least, systemd, and dbus, without which systemctl cannot do all; no
+# udev, no kernel.
 #
 # Packages come by name from the host that the machine's own sources name.
 set -eu
@@ -12,7 +13,7 @@ tools=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-debootstrap --variant=minbase --include=systemd "$suite" "$work/root" "$("$tools/apt-mirror.sh" debian)" >"$work/log" 2>&1 || {
+debootstrap --variant=minbase --include=systemd,dbus "$suite" "$work/root" "$("$tools/apt-mirror.sh" debian)" >"$work/log" 2>&1 || {
 	tail -n 20 "$work/log" >&2
 	exit 1
 }
