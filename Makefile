@@ -12,7 +12,7 @@ APT_PACKAGES := runc debootstrap attr acl fuse3 xz-utils zstd e2fsprogs xfsprogs
 APT_TOOLS_PACKAGES := dpkg-dev gcc make autoconf automake libtool pkg-config \
 	liblz4-dev libzstd-dev liblzma-dev zlib1g-dev uuid-dev
 # What booting other kernels needs, and building two modules for one of them.
-APT_VM_PACKAGES := qemu-system-x86 busybox-static debootstrap kmod xz-utils zstd e2fsprogs dpkg-dev gcc-12 make libelf1
+APT_VM_PACKAGES := qemu-system-x86 busybox-static fuse3 debootstrap kmod xz-utils zstd e2fsprogs dpkg-dev gcc-12 make libelf1
 
 CACHE          := $(CURDIR)/.cache
 CONTAINERD_DIR := $(CACHE)/containerd-$(CONTAINERD_VERSION)

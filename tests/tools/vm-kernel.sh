@@ -2,8 +2,9 @@
 # usage: vm-kernel.sh OUT SUITE [ondemand]
 # Brings a kernel of a Debian suite into OUT for tests/vm: vmlinuz, the modules
 # that a guest loads as modules/NN-name.ko, in the order of loading, and the file
-# version. With ondemand, cachefiles and erofs are built again from Debian's own
-# source with the on-demand options on: no Debian kernel has them.
+# version. With ondemand there is modules-ondemand too, where cachefiles and erofs
+# are built again from Debian's own source with the on-demand options on: no Debian
+# kernel has them.
 #
 # Packages come by name from the hosts that the machine's own sources name, with
 # lists of their own, so the system's stay as they are. Nothing is installed.
@@ -11,8 +12,7 @@ set -eu
 
 out=$1 suite=$2 ondemand=${3:-}
 tools=$(cd "$(dirname "$0")" && pwd)
-wanted="virtio_pci virtio_blk virtio_net ext4 loop overlay fuse erofs"
-[ -z "$ondemand" ] || wanted="$wanted fscache cachefiles"
+wanted="virtio_pci virtio_blk virtio_net ext4 loop overlay fuse erofs dm_verity"
 
 die() {
 	echo "vm-kernel: $*" >&2
@@ -69,6 +69,30 @@ done
 # Newer suites have /usr/lib/modules only.
 [ -d k/lib/modules ] || { mkdir -p k/lib && ln -s ../usr/lib/modules k/lib/modules; }
 
+# modules DIR MODULE...: puts the modules and what they need into DIR of OUT.
+modules() {
+	to=$out.new/$1
+	shift
+	mkdir -p "$to"
+	depmod -b k "$abi"
+	for m in "$@"; do
+		modprobe -d k -S "$abi" --show-depends "$m"
+	done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++' >order
+	n=100
+	while read -r file; do
+		n=$((n + 1))
+		name=$(basename "$file" | sed 's/\.ko.*//')
+		case $file in
+		*.xz) xz -dc "$file" ;;
+		*.zst) zstd -dc "$file" ;;
+		*) cat "$file" ;;
+		esac >"$to/$n-$name.ko"
+	done <order
+}
+rm -rf "$out.new"
+# shellcheck disable=SC2086 # a list of names
+modules modules $wanted
+
 # build MODULE: builds fs/MODULE of the source and puts it in the place of
 # Debian's own.
 build() {
@@ -95,26 +119,12 @@ if [ -n "$ondemand" ]; then
 	done
 	build cachefiles
 	build erofs
+	# shellcheck disable=SC2086
+	modules modules-ondemand $wanted fscache cachefiles
 fi
-depmod -b k "$abi"
 
-rm -rf "$out.new"
-mkdir -p "$out.new/modules"
 find k/boot k/usr/lib/modules -name 'vmlinuz*' -type f 2>/dev/null | head -n 1 | while read -r v; do cp "$v" "$out.new/vmlinuz"; done
 [ -s "$out.new/vmlinuz" ] || die "$packages bring no vmlinuz"
-n=100
-for m in $wanted; do
-	modprobe -d k -S "$abi" --show-depends "$m"
-done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++' >order
-while read -r file; do
-	n=$((n + 1))
-	name=$(basename "$file" | sed 's/\.ko.*//')
-	case $file in
-	*.xz) xz -dc "$file" ;;
-	*.zst) zstd -dc "$file" ;;
-	*) cat "$file" ;;
-	esac >"$out.new/modules/$n-$name.ko"
-done <order
 echo "$version" >"$out.new/version"
 rm -rf "$out"
 mv "$out.new" "$out"

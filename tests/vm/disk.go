@@ -13,12 +13,22 @@ import (
 // diskSize is that of the data disk in bytes; the file is sparse.
 const diskSize = 4 << 30
 
+// features are those of a guest's data disk.
+func (g Guest) features() string {
+	// What the oldest kernel does not know would keep it from mounting.
+	f := "^orphan_file,^metadata_csum_seed"
+	if g.Verity {
+		f += ",verity"
+	}
+	return f
+}
+
 // program is a file that goes onto the data disk.
 type program struct{ from, to string }
 
 // buildDisk makes the data disk of a plan in the file disk, with the programs at
-// their places below SourceRoot. tree is scratch.
-func buildDisk(ctx context.Context, disk, tree string, p Plan, programs []program) error {
+// their places below SourceRoot. features are as mke2fs has them, tree is scratch.
+func buildDisk(ctx context.Context, disk, tree, features string, p Plan, programs []program) error {
 	src := filepath.Join(tree, SourceRoot)
 	if err := os.MkdirAll(src, 0o755); err != nil {
 		return fmt.Errorf("laying out the data disk: %w", err)
@@ -46,8 +56,7 @@ func buildDisk(ctx context.Context, disk, tree string, p Plan, programs []progra
 	if err := errors.Join(f.Truncate(diskSize), f.Close()); err != nil {
 		return fmt.Errorf("making the data disk: %w", err)
 	}
-	// Features that the oldest kernel does not know would keep it from mounting.
-	out, err := exec.CommandContext(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-O", "^orphan_file,^metadata_csum_seed",
+	out, err := exec.CommandContext(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-O", features,
 		"-E", "lazy_itable_init=1,nodiscard", "-d", tree, disk).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("making the data disk: %w\n%s", err, out)

@@ -26,9 +26,12 @@ func TestGuests(t *testing.T) {
 	require.NoError(t, err)
 	cache, err := testenv.Cache()
 	require.NoError(t, err)
-	h, err := NewHost(ctx, root, filepath.Join(cache, "vm"), t.TempDir())
+	guests := chosen(t, os.Getenv("VM"))
+	start := time.Now()
+	h, err := NewHost(ctx, root, filepath.Join(cache, "vm"), t.TempDir(), guests)
 	require.NoError(t, err)
-	for _, g := range chosen(t, os.Getenv("VM")) {
+	t.Logf("prepared in %s", time.Since(start).Round(time.Second))
+	for _, g := range guests {
 		t.Run(g.Name, func(t *testing.T) {
 			start := time.Now()
 			rep, err := h.Run(ctx, g)
@@ -59,7 +62,7 @@ func show(t *testing.T, o *Outcome) {
 	if err := o.Err(); err != nil {
 		t.Errorf("%v\n%s", err, o.Output())
 	} else if testing.Verbose() {
-		t.Log(o.Output())
+		t.Logf("%s took %s\n%s", o.Package, o.Took, o.Output())
 	}
 }
 

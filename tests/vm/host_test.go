@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,21 +16,21 @@ import (
 	"github.com/lazyerofs/lazyerofs/tests/vm/probe"
 )
 
-func TestKernelOnDisk(t *testing.T) {
+func TestVersion(t *testing.T) {
 	dir := t.TempDir()
-	_, err := open(dir)
+	_, err := versionOf(dir)
 	require.ErrorIs(t, err, os.ErrNotExist)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "version"), nil, 0o644))
-	_, err = open(dir)
+	_, err = versionOf(dir)
 	require.ErrorContains(t, err, "no version")
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "version"), []byte("6.1.1-2\n"), 0o644))
-	k, err := open(dir)
+	v, err := versionOf(dir)
 	require.NoError(t, err)
-	require.Equal(t, Kernel{Dir: dir, Version: "6.1.1-2"}, k)
+	require.Equal(t, "6.1.1-2", v)
 }
 
-// A kernel that is there is not asked for again, and one that cannot be brought is
-// an error that says why.
+// A kernel that is there is not asked for again as long as it would be made in the
+// same way, and one that cannot be brought is an error that says why.
 func TestFetch(t *testing.T) {
 	root, cache := t.TempDir(), t.TempDir()
 	tools := filepath.Join(root, "tests/tools")
@@ -45,12 +44,17 @@ func TestFetch(t *testing.T) {
 	_, err := Fetch(t.Context(), root, cache, g)
 	require.ErrorContains(t, err, "no such suite")
 
-	script(`[ "$2 $3" = "s ondemand" ]; mkdir "$1"; echo 1 >"$1/version"`)
+	script(`[ "$2 $3" = "s ondemand" ]; mkdir -p "$1"; cat "$0.version" >"$1/version"`)
+	next := func(version string) {
+		require.NoError(t, os.WriteFile(filepath.Join(tools, "vm-kernel.sh.version"), []byte(version), 0o644))
+	}
+	next("1")
 	k, err := Fetch(t.Context(), root, cache, g)
 	require.NoError(t, err)
 	require.Equal(t, "1", k.Version)
+	require.Equal(t, filepath.Join(k.Dir, "modules-ondemand"), k.Modules)
 
-	script(`echo 2 >"$1/version"`)
+	next("2")
 	k, err = Fetch(t.Context(), root, cache, g)
 	require.NoError(t, err)
 	require.Equal(t, "1", k.Version)
@@ -58,6 +62,40 @@ func TestFetch(t *testing.T) {
 	k, err = Fetch(t.Context(), root, cache, g)
 	require.NoError(t, err)
 	require.Equal(t, "2", k.Version)
+
+	t.Setenv(UpdateEnv, "")
+	script(`mkdir -p "$1"; echo 3 >"$1/version"`)
+	k, err = Fetch(t.Context(), root, cache, Guest{Name: "g", Suite: "s"})
+	require.NoError(t, err)
+	require.Equal(t, "3", k.Version)
+	require.Equal(t, filepath.Join(k.Dir, "modules"), k.Modules)
+	_, err = Fetch(t.Context(), root, cache, Guest{Name: "g", KernelOf: "none"})
+	require.ErrorContains(t, err, "none")
+}
+
+// A program is loaded with its loader and libraries, and with nothing else. Only the
+// first process must not need a loader.
+func TestLoadedWith(t *testing.T) {
+	helper, err := exec.LookPath(helperName)
+	require.NoError(t, err)
+	list, err := loadedWith(t.Context(), helper, helper)
+	require.NoError(t, err)
+	var names []string
+	for _, p := range list {
+		require.FileExists(t, p.from)
+		require.Equal(t, p.from, p.to)
+		names = append(names, filepath.Base(p.to))
+	}
+	require.Contains(t, names, "libc.so.6")
+	root := t.TempDir()
+	for _, p := range append(list, program{helper, "/" + helperName}) {
+		require.NoError(t, os.MkdirAll(filepath.Join(root, filepath.Dir(p.to)), 0o755))
+		require.NoError(t, copyFile(p.from, filepath.Join(root, p.to), 0o755))
+	}
+	out, err := exec.CommandContext(t.Context(), "chroot", root, "/"+helperName, "-V").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	_, err = loadedWith(t.Context(), "/no/such/program")
+	require.ErrorContains(t, err, "/no/such/program")
 }
 
 // debugfs reads the disk here; in a guest it is the kernel.
@@ -75,17 +113,20 @@ func TestDataDisk(t *testing.T) {
 
 	plan := Plan{Nonce: nonce, Runs: []Run{{Package: "a/b", Timeout: time.Minute}}}
 	disk := filepath.Join(dir, "disk")
-	require.NoError(t, buildDisk(t.Context(), disk, filepath.Join(dir, "tree"), plan, list))
+	require.NoError(t, buildDisk(t.Context(), disk, filepath.Join(dir, "tree"), Guest{Verity: true}.features(), plan, list))
 	cat := func(path string) string {
 		out, err := exec.CommandContext(t.Context(), "debugfs", "-R", "cat "+path, disk).Output()
 		require.NoError(t, err)
 		return string(out)
 	}
 	require.Equal(t, "content", cat("/src/a/b/testdata/sub/f"))
+	says, err := exec.CommandContext(t.Context(), "debugfs", "-R", "features", disk).Output()
+	require.NoError(t, err)
+	require.Contains(t, string(says), " verity")
 	var got Plan
 	require.NoError(t, json.Unmarshal([]byte(cat("/"+PlanFile)), &got))
 	require.Equal(t, plan, got)
-	require.Error(t, buildDisk(t.Context(), disk, filepath.Join(dir, "again"), plan, []program{{"none", "x"}}))
+	require.Error(t, buildDisk(t.Context(), disk, filepath.Join(dir, "again"), Guest{}.features(), plan, []program{{"none", "x"}}))
 }
 
 // The table names what exists: packages of this module, capabilities that package
@@ -102,12 +143,10 @@ func TestGuestTable(t *testing.T) {
 		require.False(t, names[g.Name], "two guests are called %s", g.Name)
 		names[g.Name] = true
 		require.NotEmpty(t, g.Suite)
-		if g.KernelOf != "" {
-			i := slices.IndexFunc(Guests, func(o Guest) bool { return o.Name == g.KernelOf })
-			require.GreaterOrEqual(t, i, 0, "%s: no guest is called %s", g.Name, g.KernelOf)
-			require.Equal(t, g.Suite, Guests[i].Suite)
-			require.Equal(t, g.OnDemand, Guests[i].OnDemand)
-		}
+		own, err := g.owner()
+		require.NoError(t, err)
+		require.Equal(t, own.Suite, g.Suite)
+		require.True(t, own.OnDemand || !g.OnDemand, "%s: nothing is rebuilt for %s", g.Name, own.Name)
 		for _, c := range g.Capabilities {
 			require.True(t, known[c], "%s: %s is no capability", g.Name, c)
 		}
@@ -126,30 +165,32 @@ func TestPlanOfAGuest(t *testing.T) {
 	require.Len(t, p.Runs, 2)
 	require.Equal(t, []string{probe.Env + "=a,b"}, p.Runs[0].Env)
 	require.Equal(t, "x/y", p.Runs[1].Package)
+	require.Empty(t, p.Runs[1].Args)
+	require.Equal(t, []string{"-test.skip=^T$"}, h.plan(Guest{Packages: []string{"x/y"}, Skip: "^T$"}).Runs[1].Args)
 	require.Equal(t, DefaultTimeout, p.Runs[1].Limit())
 	require.Equal(t, time.Second, Run{Timeout: time.Second}.Limit())
 	require.Empty(t, p.Init)
 	require.Equal(t, systemdInit, h.plan(Guest{Root: "s"}).Init)
 }
 
-// What runs in a guest must not need a loader.
-func TestTestBinaryIsStatic(t *testing.T) {
+func TestBuilds(t *testing.T) {
 	root, err := testenv.Root()
 	require.NoError(t, err)
 	b := Builder{Root: root, Dir: t.TempDir()}
-	bin, err := b.Test(t.Context(), probePackage)
+	binaries, err := b.Tests(t.Context(), []string{probePackage, lazyPackage})
 	require.NoError(t, err)
-	cmd := exec.CommandContext(t.Context(), bin, "-test.v")
+	require.FileExists(t, binaries[lazyPackage])
+	cmd := exec.CommandContext(t.Context(), binaries[probePackage], "-test.v")
 	cmd.Env = append(os.Environ(), "PATH=")
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.Contains(t, string(out), "--- PASS: TestProbes")
-	_, err = exec.LookPath("ldd")
+	first, err := b.Init(t.Context())
 	require.NoError(t, err)
-	said, _ := exec.CommandContext(t.Context(), "ldd", bin).CombinedOutput()
+	said, _ := exec.CommandContext(t.Context(), "ldd", first).CombinedOutput()
 	require.Contains(t, string(said), "not a dynamic executable")
 
-	_, err = b.Test(t.Context(), "no/such/package")
+	_, err = b.Tests(t.Context(), []string{"no/such/package"})
 	require.ErrorContains(t, err, "no/such/package")
 }
 

@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,10 +39,10 @@ func writeInitrd(w io.Writer, entries []entry) error {
 // pad is what follows n bytes up to a multiple of 4.
 func pad(n int) string { return "\x00\x00\x00"[:(4-n%4)%4] }
 
-// buildInitrd writes the initramfs of a guest: its init, busybox under all its
-// names, and the kernel's modules.
-func buildInitrd(file string, k Kernel, initBinary, busybox string, applets []string) (err error) {
-	entries, err := files(k, initBinary, busybox)
+// buildInitrd writes the initramfs of a guest: the programs, links to busybox, and
+// the kernel's modules.
+func buildInitrd(file string, k Kernel, programs []program, applets []string) (err error) {
+	entries, err := files(k, programs)
 	if err != nil {
 		return fmt.Errorf("building an initramfs: %w", err)
 	}
@@ -57,26 +59,37 @@ func buildInitrd(file string, k Kernel, initBinary, busybox string, applets []st
 	return writeInitrd(f, entries)
 }
 
-func files(k Kernel, initBinary, busybox string) ([]entry, error) {
-	var entries []entry
-	for _, d := range []string{"bin", "dev", "modules", "root"} {
-		entries = append(entries, entry{name: d, mode: unix.S_IFDIR | 0o755})
-	}
-	list := [][2]string{{"init", initBinary}, {"bin/busybox", busybox}}
-	modules, err := filepath.Glob(filepath.Join(k.Dir, "modules", "*.ko"))
+func files(k Kernel, programs []program) ([]entry, error) {
+	modules, err := filepath.Glob(filepath.Join(k.Modules, "*.ko"))
 	if err != nil {
 		return nil, err
 	}
 	sort.Strings(modules)
+	list := slices.Clone(programs)
 	for _, m := range modules {
-		list = append(list, [2]string{filepath.Join(ModuleDir, filepath.Base(m))[1:], m})
+		list = append(list, program{m, filepath.Join(ModuleDir, filepath.Base(m))})
 	}
-	for _, l := range list {
-		body, err := os.ReadFile(l[1])
+	var entries []entry
+	made := map[string]bool{".": true}
+	var directory func(string)
+	directory = func(name string) {
+		if !made[name] {
+			made[name] = true
+			directory(filepath.Dir(name))
+			entries = append(entries, entry{name: name, mode: unix.S_IFDIR | 0o755})
+		}
+	}
+	for _, d := range []string{"bin", "dev", "modules", "root"} {
+		directory(d)
+	}
+	for _, p := range list {
+		body, err := os.ReadFile(p.from)
 		if err != nil {
 			return nil, err
 		}
-		entries = append(entries, entry{name: l[0], mode: unix.S_IFREG | 0o755, body: body})
+		name := strings.TrimPrefix(p.to, "/")
+		directory(filepath.Dir(name))
+		entries = append(entries, entry{name: name, mode: unix.S_IFREG | 0o755, body: body})
 	}
 	return entries, nil
 }

@@ -15,19 +15,19 @@ import (
 // busybox's cpio is what reads the archive here; in a guest it is the kernel.
 func TestInitrdUnpacks(t *testing.T) {
 	dir := t.TempDir()
-	k := Kernel{Dir: filepath.Join(dir, "kernel")}
-	require.NoError(t, os.MkdirAll(filepath.Join(k.Dir, "modules"), 0o755))
+	k := Kernel{Modules: filepath.Join(dir, "modules")}
+	require.NoError(t, os.MkdirAll(k.Modules, 0o755))
 	contents := map[string]string{"101-b.ko": "one", "102-a.ko": strings.Repeat("two", 1001), "103-empty.ko": ""}
 	for name, body := range contents {
-		require.NoError(t, os.WriteFile(filepath.Join(k.Dir, "modules", name), []byte(body), 0o644))
+		require.NoError(t, os.WriteFile(filepath.Join(k.Modules, name), []byte(body), 0o644))
 	}
-	program := filepath.Join(dir, "program")
-	require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\n"), 0o755))
+	script := filepath.Join(dir, "program")
+	require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\n"), 0o755))
 	path, _, err := busybox(t.Context())
 	require.NoError(t, err)
 
 	file := filepath.Join(dir, "initrd")
-	require.NoError(t, buildInitrd(file, k, program, path, []string{"sh", "busybox", "ip"}))
+	require.NoError(t, buildInitrd(file, k, []program{{script, "/init"}, {script, "/lib/a/b"}, {path, "/bin/busybox"}}, []string{"sh", "busybox", "ip"}))
 	archive, err := os.ReadFile(file)
 	require.NoError(t, err)
 	require.Zero(t, len(archive)%4)
@@ -52,12 +52,13 @@ func TestInitrdUnpacks(t *testing.T) {
 		require.Equal(t, "busybox", to)
 	}
 	require.FileExists(t, filepath.Join(out, "bin/busybox"))
+	require.FileExists(t, filepath.Join(out, "lib/a/b"))
 	require.DirExists(t, filepath.Join(out, "dev"))
 }
 
 func TestInitrdNeedsItsFiles(t *testing.T) {
 	dir := t.TempDir()
-	require.ErrorIs(t, buildInitrd(filepath.Join(dir, "i"), Kernel{Dir: dir}, filepath.Join(dir, "none"), "none", nil), os.ErrNotExist)
+	require.ErrorIs(t, buildInitrd(filepath.Join(dir, "i"), Kernel{}, []program{{filepath.Join(dir, "none"), "/init"}}, nil), os.ErrNotExist)
 }
 
 func TestHeaderOfAnEntry(t *testing.T) {

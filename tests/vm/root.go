@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -56,20 +55,12 @@ var masked = []string{
 // cache and the version of systemd in it; it is brought there unless it is there.
 // module is the module's root.
 func fetchRoot(ctx context.Context, module, cache, suite string) (archive, version string, err error) {
-	dir := filepath.Join(cache, "root-"+suite)
-	archive = filepath.Join(dir, "root.tar")
-	_, err = os.Stat(archive)
-	if err != nil || os.Getenv(UpdateEnv) != "" {
-		cmd := exec.CommandContext(ctx, filepath.Join(module, "tests/tools/vm-root.sh"), dir, suite)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", "", fmt.Errorf("bringing the root of %s: %w\n%s", suite, err, out)
-		}
-	}
-	b, err := os.ReadFile(filepath.Join(dir, "version"))
+	dir, err := bring(ctx, module, cache, "root-"+suite, "vm-root.sh", suite)
 	if err != nil {
-		return "", "", fmt.Errorf("opening the root of %s: %w", suite, err)
+		return "", "", fmt.Errorf("bringing the root of %s: %w", suite, err)
 	}
-	return archive, strings.TrimSpace(string(b)), nil
+	version, err = versionOf(dir)
+	return filepath.Join(dir, "root.tar"), version, err
 }
 
 // layRoot unpacks archive into tree and installs the commands, the units as the

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // ErrNoVerdict reports a guest that did not say that it was done.
@@ -20,7 +21,7 @@ var errMalformed = errors.New("malformed verdict")
 const maxLine = 1 << 20
 
 // Frame returns a line of the init of a guest: verbs are "begin PACKAGE", "end
-// PACKAGE EXITCODE", "trouble TEXT" and "done".
+// PACKAGE EXITCODE DURATION", "trouble TEXT" and "done".
 func Frame(nonce, verb string) string { return "vm " + nonce + " " + verb + "\n" }
 
 // Test is one line of a test's outcome.
@@ -35,6 +36,8 @@ type Outcome struct {
 	// Ended says that the binary ended; Exit is its exit code, -1 after a signal.
 	Ended bool
 	Exit  int
+	// Took is how long it ran by the guest's clock.
+	Took  time.Duration
 	Tests []Test
 
 	out strings.Builder
@@ -116,13 +119,9 @@ func (v *Verdict) frame(open *Outcome, verb string) (*Outcome, error) {
 		v.Outcomes = append(v.Outcomes, open)
 		return open, nil
 	case word == "end" && open != nil:
-		name, code, _ := strings.Cut(rest, " ")
-		exit, err := strconv.Atoi(code)
-		if name != open.Package || err != nil {
-			break
+		if open.end(rest) {
+			return nil, nil
 		}
-		open.Ended, open.Exit = true, exit
-		return nil, nil
 	case word == "trouble":
 		v.Trouble = append(v.Trouble, rest)
 		return open, nil
@@ -131,6 +130,21 @@ func (v *Verdict) frame(open *Outcome, verb string) (*Outcome, error) {
 		return nil, nil
 	}
 	return open, fmt.Errorf("%w: %q", errMalformed, verb)
+}
+
+// end takes the words behind "end", and says whether they are what they should be.
+func (o *Outcome) end(rest string) bool {
+	words := strings.Split(rest, " ")
+	if len(words) != 3 || words[0] != o.Package {
+		return false
+	}
+	exit, err := strconv.Atoi(words[1])
+	took, derr := time.ParseDuration(words[2])
+	if err != nil || derr != nil {
+		return false
+	}
+	o.Ended, o.Exit, o.Took = true, exit, took
+	return true
 }
 
 // line takes one line of a test binary.

@@ -132,6 +132,7 @@ func (r *runner) run(run vm.Run) {
 	cmd.Stdout, cmd.Stderr = r, r
 	// Daemons that a test leaves behind may hold its output open.
 	cmd.WaitDelay = 10 * time.Second
+	start := time.Now()
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -141,5 +142,5 @@ func (r *runner) run(run vm.Run) {
 	if cmd.ProcessState != nil {
 		code = cmd.ProcessState.ExitCode()
 	}
-	r.say(fmt.Sprintf("end %s %d", run.Package, code))
+	r.say(fmt.Sprintf("end %s %d %s", run.Package, code, time.Since(start).Round(time.Millisecond)))
 }

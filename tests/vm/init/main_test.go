@@ -45,6 +45,7 @@ func TestRunsAndVerdict(t *testing.T) {
 	require.NoError(t, good.Err())
 	require.Contains(t, good.Output(), filepath.Join(root, "p/good")+" -test.v -test.timeout=1m0s -x more\n")
 	require.Contains(t, good.Output(), "half a line\n")
+	require.Positive(t, good.Took)
 	require.Equal(t, 3, v.Outcomes[1].Exit)
 	require.Contains(t, v.Outcomes[1].Output(), "oops")
 	require.Equal(t, -1, v.Outcomes[2].Exit)

@@ -4,3 +4,6 @@ package probe
 
 // Env lists the capabilities that the guest has, with commas.
 const Env = "VM_CAPABILITIES"
+
+// VerityEnv is set when fs-verity and dm-verity must work in the guest.
+const VerityEnv = "VM_VERITY"
