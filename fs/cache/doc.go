@@ -16,6 +16,12 @@
 // since the last good sync is forgotten and fetched again: after such an error
 // the page cache may no longer hold what was written.
 //
+// A data file that is complete can be sealed with fs-verity. What the kernel reads of
+// it from then on, through whatever mount, is checked; nobody can write to it, this
+// package included; and its digest is kept beside it. A file that is not the one
+// that was sealed, or that is sealed without being complete, is replaced by an empty
+// one. Residency is still the bitmap's to say.
+//
 // A hole is never punched. A layer goes away as a whole (Store.Remove).
 //
 // # Known deadlocks
@@ -24,7 +30,8 @@
 // pre-content events waits for itself on the first read or write. So a File does
 // all its I/O through one descriptor: the one it was given in Options.Writer, or
 // else the one it opened, which must then come before the mark. Nothing else in
-// this package opens a data file.
+// this package opens a data file, except Seal, which is for
+// files that are marked no more.
 //
 // Resident takes no lock and is safe to call from an event loop that everything
 // else waits for. WriteChunk and Flush may wait for the disk.

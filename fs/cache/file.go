@@ -75,11 +75,13 @@ type File struct {
 	// and exclusively while bits are taken back after a failed sync.
 	writing sync.RWMutex
 
-	flushing sync.Mutex // guards durable and the bitmap file
-	durable  slot       // what is known to be on disk
-	verified atomic.Bool
-	complete chan struct{} // closed once durable has every bit
-	datasync func(*os.File) error
+	flushing   sync.Mutex // guards durable, unrecorded and the bitmap file
+	durable    slot       // what is known to be on disk
+	unrecorded bool       // sealed, but sealName does not say so
+	seal       atomic.Pointer[digest.Digest]
+	verified   atomic.Bool
+	complete   chan struct{} // closed once durable has every bit
+	datasync   func(*os.File) error
 
 	dirty, urgent chan struct{} // capacity 1: wake the flusher
 	stop          context.CancelFunc
@@ -125,26 +127,44 @@ func (f *File) open(writer *os.File) (err error) {
 		if err := sameFile(writer, path); err != nil {
 			return err
 		}
-	} else if f.data, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+	} else if err = f.openData(path); err != nil {
 		return err
 	}
 	if f.bitmap, err = os.OpenFile(filepath.Join(f.dir, bitmapName), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return err
 	}
+	if err := f.believe(); err != nil {
+		return err
+	}
+	if writer == nil { // one that can be written to was never sealed
+		replace, err := f.doubtSeal()
+		if err == nil && replace {
+			err = f.startOver()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	f.adopt()
+	return reserve(f.bitmap, 2*slotLen(f.id.chunks))
+}
+
+// believe reads what the bitmap says of the data file, if it can be believed.
+func (f *File) believe() error {
 	fresh, err := f.prepareData()
 	if err != nil {
 		return err
 	}
 	f.durable = slot{words: make([]uint64, len(f.bits))}
-	if !fresh {
-		s, err := loadSlots(&f.id, f.bitmap)
-		if err != nil {
-			return err
-		}
-		f.durable = *s
+	if fresh {
+		return nil
 	}
-	f.adopt()
-	return reserve(f.bitmap, 2*slotLen(f.id.chunks))
+	s, err := loadSlots(&f.id, f.bitmap)
+	if err != nil {
+		return err
+	}
+	f.durable = *s
+	return nil
 }
 
 // prepareData gives the data file its length and its tag. It reports whether
@@ -157,6 +177,9 @@ func (f *File) prepareData() (fresh bool, err error) {
 	}
 	if st.Size() != want {
 		fresh = true
+		if f.seal.Load() != nil {
+			return true, nil // it can only be replaced
+		}
 		if err := f.data.Truncate(want); err != nil {
 			return false, err
 		}
@@ -168,6 +191,9 @@ func (f *File) prepareData() (fresh bool, err error) {
 	if ok && !fresh {
 		f.id.tag = found
 		return false, nil
+	}
+	if f.seal.Load() != nil {
+		return true, nil
 	}
 	f.id.tag = newTag()
 	return true, writeTag(f.data, f.id.tag)
@@ -198,8 +224,8 @@ func (f *File) recount() {
 // ID returns the digest of the layer's blob.
 func (f *File) ID() string { return f.name }
 
-// Data returns the descriptor through which all I/O on the data file must go.
-// The File owns it.
+// Data returns the descriptor through which all I/O on the data file must go. The
+// File owns it. It is for reading only once the file is sealed, or was to be.
 func (f *File) Data() *os.File { return f.data }
 
 // Size returns the length of the image data in bytes. The data file is as long,

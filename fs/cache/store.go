@@ -93,7 +93,7 @@ func (s *Store) Stat(id digest.Digest) (Entry, error) {
 		return Entry{}, fmt.Errorf("looking at layer %s in the cache: %w", id, err)
 	}
 	e := Entry{ID: id, LastUsed: st.ModTime()}
-	for _, name := range []string{dataName, bitmapName, recordName, indexName} {
+	for _, name := range []string{dataName, bitmapName, recordName, indexName, sealName} {
 		st, err := os.Lstat(filepath.Join(dir, name))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
