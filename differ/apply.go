@@ -68,7 +68,11 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	}()
 	src := &blobReader{ctx: ctx, r: content.NewReader(ra), progress: cfg.Progress}
 	out, err := writeLayer(dir, func(f *os.File) (ocispec.Descriptor, error) {
-		return d.unpack(ctx, &unpacking{desc: desc, src: src, f: f, implied: d.implied(mounts)}, cfg.ProcessorPayloads)
+		out, err := d.unpack(ctx, &unpacking{desc: desc, src: src, f: f, implied: d.implied(mounts)}, cfg.ProcessorPayloads)
+		if err == nil && d.cfg.Layer.Verity {
+			err = addTree(dir, f)
+		}
+		return out, err
 	})
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("applying layer %s: %w", desc.Digest, err)

@@ -43,8 +43,8 @@ const (
 )
 
 // Config says how Convert writes a layer. The zero value is ready to use. Form,
-// ChunkSize, Level, First and Implied decide the bytes of the result; the other
-// fields do not.
+// ChunkSize, Level, Verity, First and Implied decide the bytes of the result; the
+// other fields do not.
 type Config struct {
 	// Form is the form of the blob.
 	Form Form
@@ -54,6 +54,9 @@ type Config struct {
 	// Level is the compression level as the zstd command line numbers it, 1 to
 	// 22. 0 means DefaultLevel.
 	Level int
+	// Verity appends a dm-verity hash tree to the image: about 1/127 of its size,
+	// which hardly compresses.
+	Verity bool
 	// Workers is the number of chunks that are compressed at once. 0 means
 	// GOMAXPROCS.
 	Workers int
@@ -85,10 +88,10 @@ type Result struct {
 	// TarDiffID is the digest of the uncompressed tar, TarSize its length.
 	TarDiffID digest.Digest
 	TarSize   int64
-	// ImageSize is the length of the image data, MetaSize that of its metadata,
-	// which comes first, and IndexSize that of the chunk index in the blob, all
-	// in bytes.
-	ImageSize, MetaSize, IndexSize int64
+	// ImageSize is the length of the EROFS image, MetaSize that of its metadata,
+	// which comes first, VeritySize that of the hash tree behind it, and IndexSize
+	// that of the chunk index in the blob, all in bytes.
+	ImageSize, MetaSize, VeritySize, IndexSize int64
 	// SpoolSize is the most that the conversion kept on disk, in bytes.
 	SpoolSize int64
 	// Inodes is the number of inodes and Chunks that of chunks.

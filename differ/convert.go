@@ -130,7 +130,7 @@ func (e *emitter) result() Result {
 	if e.firstEnd.blob > 0 {
 		notes[chunk.LabelPrefetch] = chunk.FormatEnds(e.firstEnd.image, e.firstEnd.blob)
 	}
-	return Result{
+	res := Result{
 		Descriptor: ocispec.Descriptor{
 			MediaType: mediaType, Digest: blob, Size: e.blobOff, Annotations: notes,
 		},
@@ -140,4 +140,9 @@ func (e *emitter) result() Result {
 		SpoolSize: e.st.big.n + e.st.small.n,
 		Chunks:    e.index.Len(),
 	}
+	if e.verity != nil {
+		e.verity.Annotate(notes)
+		res.ImageSize, res.VeritySize = e.verity.HashOffset, e.imageOff-e.verity.HashOffset
+	}
+	return res
 }

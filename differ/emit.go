@@ -3,6 +3,7 @@ package differ
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -10,6 +11,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
+	"github.com/lazyerofs/lazyerofs/fs/dmverity"
 )
 
 // emitter is the second pass: it loads, compresses and checks chunks on all
@@ -32,6 +34,9 @@ type emitter struct {
 	dataSeen  int
 	indexSize int64
 	indexID   digest.Digest
+
+	tree   *dmverity.Builder // nil: no hash tree
+	verity *chunk.Verity     // set once the tree is written
 }
 
 // chunkEnd is where a chunk ends in the image data and in the blob.
@@ -49,15 +54,29 @@ func newEmitter(cfg Config, st *store, p *plan, dst io.Writer) *emitter {
 	}
 }
 
-// run writes metadata, data and index.
-func (e *emitter) run(ctx context.Context, writeMeta func(io.Writer) error) error {
-	e.pool = newPool(ctx, e.cfg, e.load, e.write)
-	err := e.feed(writeMeta)
+// run writes metadata, data, the hash tree if there is to be one, and index.
+func (e *emitter) run(ctx context.Context, writeMeta func(io.Writer) error) (err error) {
+	load := e.load
+	if e.cfg.Verity {
+		if e.tree, err = dmverity.NewBuilder(e.cfg.SpoolDir); err != nil {
+			return err
+		}
+		builder := e.tree
+		defer func() { err = errors.Join(err, builder.Close()) }()
+		load = e.loadHashed
+	}
+	e.pool = newPool(ctx, e.cfg, load, e.write)
+	err = e.feed(writeMeta)
 	if perr := e.pool.wait(); perr != nil {
 		return perr
 	}
 	if err != nil {
 		return err
+	}
+	if e.tree != nil {
+		if err := e.writeTree(ctx); err != nil {
+			return err
+		}
 	}
 	return e.writeIndex()
 }
@@ -181,6 +200,11 @@ func (e *emitter) write(j *job) error {
 		e.imageSum.Write(j.data)
 	}
 	e.imageOff += int64(len(j.data))
+	if e.tree != nil {
+		if err := e.tree.Add(j.leaves); err != nil {
+			return err
+		}
+	}
 	end := chunkEnd{image: e.imageOff, blob: e.blobOff}
 	if j.piece.meta {
 		e.metaEnd = end

@@ -9,12 +9,13 @@ import (
 
 // job is one chunk on its way through a pool. Its buffers are used again.
 type job struct {
-	data  []byte            // image data, a multiple of the block size
-	store []byte            // the bytes of the chunk in the blob
-	sum   [sha256.Size]byte // of store
-	piece piece             // what to load into data, second pass only
-	err   error
-	done  chan struct{}
+	data   []byte            // image data, a multiple of the block size
+	store  []byte            // the bytes of the chunk in the blob
+	sum    [sha256.Size]byte // of store
+	leaves []byte            // digests of data for the hash tree, if there is one
+	piece  piece             // what to load into data, second pass only
+	err    error
+	done   chan struct{}
 }
 
 // pool works on chunks on several cores and hands them on in the order in which

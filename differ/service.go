@@ -29,7 +29,8 @@ type ServiceConfig struct {
 	// could be applied as it is. diff.BinaryHandler makes one that runs a program.
 	Processors []diff.Handler
 	// Layer says how native layers are written; its Form is not looked at, nor are
-	// First and Implied.
+	// First and Implied. With Verity, what Apply writes has a hash tree too, and a
+	// dmverity.Sidecar that says so.
 	Layer Config
 }
 

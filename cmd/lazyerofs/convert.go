@@ -29,6 +29,7 @@ type convertFlags struct {
 	platforms    []string
 	allPlatforms bool
 	raw          bool
+	dmVerity     bool
 	chunkSize    string
 	level        int
 	prefetch     string
@@ -76,6 +77,7 @@ layers wait in --work-dir. Nothing has a name at the target before all of it is 
 	f.StringVar(&o.output, "output", "plain", "`shape` of the result: plain (EROFS only) or index (tar and EROFS side by side)")
 	f.BoolVar(&o.allPlatforms, "all-platforms", false, "convert every Linux platform of the image")
 	f.BoolVar(&o.raw, "raw", false, "store layers uncompressed: larger, but a file system can share them as they are")
+	f.BoolVar(&o.dmVerity, "dm-verity", false, "append a dm-verity hash tree to every layer and name its root in the manifest")
 	f.StringVar(&o.chunkSize, "chunk-size", "256KiB", "longest unit of fetch and verification, in `bytes` of file data: a multiple of 4KiB")
 	f.IntVar(&o.level, "level", differ.DefaultLevel, "zstd compression `level`, 1 to 22")
 	f.StringVar(&o.prefetch, "prefetch-list", "", "`file` with one path per line that start-up reads first, in that order")
@@ -153,7 +155,7 @@ func (o *convertFlags) options() (converter.Options, error) {
 	if o.jobs < 0 {
 		return opts, badUsage("--jobs %d: it must not be negative", o.jobs)
 	}
-	opts.Layer = differ.Config{ChunkSize: size, Level: o.level}
+	opts.Layer = differ.Config{ChunkSize: size, Level: o.level, Verity: o.dmVerity}
 	if err := opts.Layer.Check(); err != nil {
 		return opts, badUsage("--chunk-size %s, --level %d: %w", o.chunkSize, o.level, err)
 	}

@@ -93,6 +93,9 @@ func keyOf(j *job, cfg differ.Config) string {
 	put(cfg.Form.String())
 	put(strconv.FormatInt(cmp.Or(cfg.ChunkSize, differ.DefaultChunkSize), 10))
 	put(strconv.Itoa(cmp.Or(cfg.Level, differ.DefaultLevel)))
+	if cfg.Verity {
+		put("dm-verity")
+	}
 	put(j.desc.Digest.String())
 	put(strconv.Itoa(len(j.below)))
 	for _, b := range j.below {

@@ -183,7 +183,7 @@ func (c *conversion) convert(ctx context.Context, j *job) (err error) {
 	j.result = LayerResult{
 		Source: j.desc.Digest, Digest: d.Digest, SourceSize: in.n, Size: d.Size, DiffID: res.DiffID,
 		TarSize: res.TarSize, ImageSize: res.ImageSize, MetaSize: res.MetaSize, IndexSize: res.IndexSize, SpoolSize: res.SpoolSize,
-		Chunks: res.Chunks, Inodes: res.Inodes, desc: d,
+		VeritySize: res.VeritySize, Chunks: res.Chunks, Inodes: res.Inodes, desc: d,
 	}
 	if err := c.keep.save(j.key, blob, &record{Desc: d, TarDiffID: res.TarDiffID, Result: j.result}, j.dirs.meta); err != nil {
 		return err

@@ -179,10 +179,12 @@ type LayerResult struct {
 	TarSize   int64 `json:"tarSize,omitempty"`
 	ImageSize int64 `json:"imageSize,omitempty"`
 	MetaSize  int64 `json:"metaSize,omitempty"`
-	IndexSize int64 `json:"indexSize,omitempty"`
-	SpoolSize int64 `json:"spoolSize,omitempty"`
-	Chunks    int   `json:"chunks,omitempty"`
-	Inodes    int   `json:"inodes,omitempty"`
+	// VeritySize is the length of the hash tree in bytes, 0 without one.
+	VeritySize int64 `json:"veritySize,omitempty"`
+	IndexSize  int64 `json:"indexSize,omitempty"`
+	SpoolSize  int64 `json:"spoolSize,omitempty"`
+	Chunks     int   `json:"chunks,omitempty"`
+	Inodes     int   `json:"inodes,omitempty"`
 	// Seconds is the time from the first byte read to the blob at the target.
 	Seconds float64 `json:"seconds"`
 
