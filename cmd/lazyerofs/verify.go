@@ -29,8 +29,8 @@ func newVerifyCmd() *cobra.Command {
 		Short: "check a whole image against its digests and the strict parser",
 		Long: `Read all of IMAGE and check it end to end: every index, manifest and config against
 its digest, every layer against its digest, size and diff id, and of native
-EROFS layers the chunk index, every chunk, the annotations and, by the rules of a
-mount, the metadata. IMAGE is written as for convert.
+EROFS layers the chunk index, every chunk, the dm-verity hash tree, the annotations
+and, by the rules of a mount, the metadata. IMAGE is written as for convert.
 
 Each fault is one sentence on standard error; with any, the exit code is 1.`,
 		Example: `  lazyerofs verify registry.example.com/app:lazy

@@ -3,6 +3,8 @@ package driver
 import (
 	"context"
 	"os"
+
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 )
 
 // Layer is what a driver needs of a layer. fs/layer implements it; the
@@ -27,6 +29,31 @@ type Layer interface {
 	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
 	// Complete is closed once every byte is in Data and verified.
 	Complete() <-chan struct{}
+}
+
+// Treed is a Layer whose image data may end in a dm-verity hash tree.
+type Treed interface {
+	Layer
+	// Verity describes the tree; nil when there is none.
+	Verity() *chunk.Verity
+}
+
+// Verity describes the hash tree with which l's image data ends; nil when there is
+// none.
+func Verity(l Layer) *chunk.Verity {
+	if t, ok := l.(Treed); ok {
+		return t.Verity()
+	}
+	return nil
+}
+
+// ImageSize is the length of the EROFS image in l's size bytes of image data: all of
+// it, or what precedes a hash tree.
+func ImageSize(l Layer, size int64) int64 {
+	if v := Verity(l); v != nil {
+		return v.HashOffset
+	}
+	return size
 }
 
 // Driver makes kernel reads of missing ranges reach us.

@@ -37,6 +37,9 @@ type Plan struct {
 	MetaSize int64
 	// Data locates every byte of the data file.
 	Data chunk.Map
+	// Verity says where the hash tree is with which the image data ends; nil when it
+	// is an EROFS image to its end.
+	Verity *chunk.Verity
 	// PinnedHint is the range of image data that Validate will most likely read,
 	// fetched ahead of it in one request; empty when nothing is known.
 	PinnedHint chunk.Extent
@@ -58,4 +61,13 @@ type Plan struct {
 	// resident before the kernel may mount. nil when Meta is set: that image was
 	// made here.
 	Validate func(ctx context.Context, image io.ReaderAt) ([]chunk.Extent, error)
+}
+
+// ImageSize is the length of the EROFS image with which the image data begins, in
+// bytes. Behind it there is at most a hash tree, which no mount reads.
+func (p *Plan) ImageSize() int64 {
+	if p.Verity != nil {
+		return p.Verity.HashOffset
+	}
+	return p.Data.Size()
 }

@@ -7,4 +7,4 @@ import (
 
 // A Layer is what a driver asks for; this package may not import driver, so the
 // proof is here.
-var _ driver.Layer = (*layer.Layer)(nil)
+var _ driver.Treed = (*layer.Layer)(nil)

@@ -201,6 +201,10 @@ func (l *Layer) run(b *batch) {
 		break
 	}
 	l.report(b)
+	select {
+	case l.whole <- struct{}{}:
+	default:
+	}
 }
 
 // read asks the registry client once for calls and finishes those that arrive.

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/lazyerofs/lazyerofs/fs/cache"
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/format"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
 )
@@ -36,6 +37,9 @@ type Config struct {
 	// of the distinct bytes asked for; 0 means DefaultReadAheadWaste. A small
 	// amount is free.
 	ReadAheadWaste float64
+	// Seal turns fs-verity on for the data file once the layer is complete and nobody
+	// can write to it any more. Where that cannot be the layer does without.
+	Seal bool
 	// Trace, when set, is told of every batch that ended. It is called from
 	// several goroutines at once and must be quick.
 	Trace func(Event)
@@ -63,6 +67,8 @@ type Layer struct {
 
 	trace    func(Event)
 	finished func(error)
+	seal     bool
+	whole    chan struct{} // capacity 1: wakes awaitImage
 	asked    askedMap
 	stats    counters
 
@@ -79,8 +85,8 @@ type Layer struct {
 	closed bool
 }
 
-// New returns the Layer that c describes and starts the one goroutine that
-// waits for it to become complete. Close ends it.
+// New returns the Layer that c describes and starts the goroutines that wait for it
+// to become complete. Close ends them.
 func New(c Config) (*Layer, error) {
 	if (c.Plan.Meta == nil) != (c.Meta == nil) {
 		return nil, fmt.Errorf("making layer %s: its plan and its files disagree about local metadata", c.Blob.Digest())
@@ -94,7 +100,7 @@ func New(c Config) (*Layer, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &Layer{
 		id: layerID(c.Blob), plan: c.Plan, blob: c.Blob, file: c.File, meta: c.Meta, slots: c.Slots,
-		trace: c.Trace, finished: c.Finished, asked: newAskedMap(c.Plan.Data.Size()),
+		trace: c.Trace, finished: c.Finished, seal: c.Seal, whole: make(chan struct{}, 1), asked: newAskedMap(c.Plan.Data.Size()),
 		ctx: ctx, cancel: cancel, complete: make(chan struct{}),
 		calls: map[int]*call{}, ahead: newReadahead(c.MaxReadAhead, c.ReadAheadWaste), idle: make(chan struct{}),
 	}
@@ -105,6 +111,9 @@ func New(c Config) (*Layer, error) {
 		close(l.complete)
 	}
 	l.tasks.Go(l.awaitComplete)
+	if c.Plan.Verity != nil {
+		l.tasks.Go(l.awaitImage)
+	}
 	return l, nil
 }
 
@@ -130,6 +139,10 @@ func (l *Layer) Data() *os.File { return l.file.Data() }
 
 // Size returns the length of the image data in bytes.
 func (l *Layer) Size() int64 { return l.file.Size() }
+
+// Verity describes the hash tree with which the image data ends; nil when there is
+// none. See driver.Treed.
+func (l *Layer) Verity() *chunk.Verity { return l.plan.Verity }
 
 // Progress returns how many bytes of image data are resident and how many there
 // are.
@@ -169,6 +182,9 @@ func (l *Layer) awaitComplete() {
 	}
 	if l.finished != nil {
 		l.finished(err)
+	}
+	if l.seal && err == nil {
+		l.sealData()
 	}
 }
 

@@ -186,6 +186,9 @@ var labelToAnnotation = map[string]string{
 	chunk.LabelIndexRange:         chunk.AnnotationIndexRange,
 	chunk.LabelIndexDigest:        chunk.AnnotationIndexDigest,
 	chunk.LabelUncompressedDigest: chunk.AnnotationUncompressedDigest,
+	chunk.LabelVerityOffset:       chunk.AnnotationVerityOffset,
+	chunk.LabelVerityRoot:         chunk.AnnotationVerityRoot,
+	chunk.LabelVerityBlock:        chunk.AnnotationVerityBlock,
 }
 
 // annotations returns labels plus the spec's keys where only ours are set.

@@ -66,7 +66,7 @@ func withoutHoles(l driver.Layer, size int64) (*solid, error) {
 // parse reads the tree of a layer, which was found good before: only its bounds
 // are checked again.
 func parse(l driver.Layer, size int64) (*erofs.Tree, error) {
-	image, policy := l.Data(), erofs.DefaultPolicy(size)
+	image, policy := l.Data(), erofs.DefaultPolicy(driver.ImageSize(l, size))
 	if l.Meta() != nil {
 		n, err := sizeOf(l.Meta())
 		if err != nil {

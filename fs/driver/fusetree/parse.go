@@ -31,7 +31,7 @@ func parse(l driver.Layer) (p *erofs.Parsed, image *os.File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("looking at its data: %w", err)
 	}
-	policy, image := erofs.DefaultPolicy(data.Size()), l.Data()
+	policy, image := erofs.DefaultPolicy(driver.ImageSize(l, data.Size())), l.Data()
 	if meta := l.Meta(); meta != nil {
 		if policy, err = policyBeside(meta, data.Size()); err != nil {
 			return nil, nil, err

@@ -91,7 +91,7 @@ func (l *Layers) Open(ctx context.Context, desc ocispec.Descriptor) (_ *converte
 			return nil, fmt.Errorf("layer %s: its format keeps metadata elsewhere, which is not supported here", desc.Digest)
 		}
 		r := NewReader(ctx, blob, plan)
-		policy := erofs.DefaultPolicy(plan.Data.Size())
+		policy := erofs.DefaultPolicy(plan.ImageSize())
 		policy.MetaHint = plan.PinnedHint.End()
 		parsed, err := erofs.Parse(r, policy)
 		if err != nil {

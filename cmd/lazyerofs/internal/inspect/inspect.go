@@ -42,12 +42,16 @@ type Layer struct {
 	Reason string `json:"reason,omitempty"`
 	// The rest is of lazy layers. Format is the name of the blob's format.
 	Format string `json:"format,omitempty"`
-	// ImageSize is the length of the image data, MetaSize of all metadata in it,
+	// ImageSize is the length of the EROFS image, MetaSize of all metadata in it,
 	// MetaStored of the chunks that hold it, IndexSize of the chunk index; bytes.
-	ImageSize  int64 `json:"imageSize,omitempty"`
-	MetaSize   int64 `json:"metaSize,omitempty"`
-	MetaStored int64 `json:"metaStored,omitempty"`
-	IndexSize  int64 `json:"indexSize,omitempty"`
+	ImageSize int64 `json:"imageSize,omitempty"`
+	MetaSize  int64 `json:"metaSize,omitempty"`
+	// Verity is the root digest of the dm-verity hash tree behind the image, if there
+	// is one, and VeritySize its length in bytes.
+	Verity     string `json:"verity,omitempty"`
+	VeritySize int64  `json:"veritySize,omitempty"`
+	MetaStored int64  `json:"metaStored,omitempty"`
+	IndexSize  int64  `json:"indexSize,omitempty"`
 	// Chunks is their number, LargestChunk the longest one's image data in bytes.
 	Chunks       int   `json:"chunks,omitempty"`
 	LargestChunk int64 `json:"largestChunk,omitempty"`
@@ -123,14 +127,17 @@ func (l *Layer) fill(ctx context.Context, f format.Format, blob remote.Blob, des
 	if err != nil {
 		return err
 	}
-	l.ImageSize, l.Chunks, l.IndexSize = plan.Data.Size(), plan.Data.Len(), blob.Size()
+	l.ImageSize, l.Chunks, l.IndexSize = plan.ImageSize(), plan.Data.Len(), blob.Size()
+	if plan.Verity != nil {
+		l.Verity, l.VeritySize = plan.Verity.Root.String(), plan.Data.Size()-plan.ImageSize()
+	}
 	for i := range plan.Data.Len() {
 		c := plan.Data.At(i)
 		l.LargestChunk = max(l.LargestChunk, c.Data.Len)
 		l.IndexSize -= c.Blob.Len
 	}
 	r := imagedata.NewReader(ctx, blob, plan)
-	policy := erofs.DefaultPolicy(plan.Data.Size())
+	policy := erofs.DefaultPolicy(plan.ImageSize())
 	policy.MetaHint = plan.PinnedHint.End()
 	parsed, err := erofs.Parse(r, policy)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
 	"github.com/lazyerofs/lazyerofs/differ"
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 	"github.com/lazyerofs/lazyerofs/fs/format/all"
 	"github.com/lazyerofs/lazyerofs/fs/format/formattest"
@@ -25,6 +26,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // layers converts tars of n files each into one image.
 func layers(t *testing.T, counts ...int) (*image.Image, map[string][]byte, []differ.Result) {
+	return layersWith(t, differ.Config{}, counts...)
+}
+
+func layersWith(t *testing.T, cfg differ.Config, counts ...int) (*image.Image, map[string][]byte, []differ.Result) {
+	cfg.SpoolDir = t.TempDir()
 	img := &image.Image{Ref: "localhost/test:1"}
 	blobs := map[string][]byte{}
 	var results []differ.Result
@@ -41,7 +47,7 @@ func layers(t *testing.T, counts ...int) (*image.Image, map[string][]byte, []dif
 			require.NoError(t, err)
 		}
 		require.NoError(t, w.Close())
-		r, err := differ.Convert(t.Context(), &tarball, &blob, differ.Config{SpoolDir: t.TempDir()})
+		r, err := differ.Convert(t.Context(), &tarball, &blob, cfg)
 		require.NoError(t, err)
 		blobs[r.Descriptor.Digest.String()] = blob.Bytes()
 		img.Manifest.Layers = append(img.Manifest.Layers, r.Descriptor)
@@ -123,4 +129,23 @@ func TestBytes(t *testing.T) {
 	require.Equal(t, "1.5 kB", Bytes(1500))
 	require.Equal(t, "2.0 MB", Bytes(2_000_000))
 	require.Equal(t, "3.25 GB", Bytes(3_250_000_000))
+}
+
+func TestRunShowsTheRootOfAHashTree(t *testing.T) {
+	img, blobs, results := layersWith(t, differ.Config{Verity: true}, 40)
+	got, err := Run(t.Context(), img, opener(blobs), all.All())
+	require.NoError(t, err)
+	require.True(t, got.Lazy, got.Layers[0].Reason)
+	require.Equal(t, results[0].Descriptor.Annotations[chunk.AnnotationVerityRoot], got.Layers[0].Verity)
+	require.Equal(t, results[0].VeritySize, got.Layers[0].VeritySize)
+	require.Equal(t, results[0].ImageSize, got.Layers[0].ImageSize)
+	var out bytes.Buffer
+	require.NoError(t, got.Print(&out))
+	require.Contains(t, out.String(), "dm-verity root "+got.Layers[0].Verity)
+
+	img.Manifest.Layers[0].Annotations[chunk.AnnotationVerityOffset] = "4096"
+	img.Manifest.Layers[0].Annotations[chunk.LabelVerityOffset] = "4096"
+	got, err = Run(t.Context(), img, opener(blobs), all.All())
+	require.NoError(t, err)
+	require.Contains(t, got.Layers[0].Reason, "(size)", "the parser holds the place of the tree against the superblock")
 }

@@ -30,6 +30,11 @@ func (i *Image) Print(w io.Writer) error {
 		}, "\t"))
 	}
 	lines = append(lines, fmt.Sprintf("total\t%s\t%s\t%s", Bytes(i.Size), Bytes(i.ImageSize), Bytes(i.MetaSize)))
+	for _, l := range i.Layers {
+		if l.Verity != "" {
+			lines = append(lines, fmt.Sprintf("%s\t%s\tdm-verity root %s", short(l.Digest), Bytes(l.VeritySize), l.Verity))
+		}
+	}
 	for _, l := range lines {
 		if _, err := fmt.Fprintln(t, l); err != nil {
 			return fmt.Errorf("printing: %w", err)

@@ -140,10 +140,11 @@ func (r *run) native(ctx context.Context, t *task, s *stream) error {
 			case err != nil:
 				return r.orFault(t, "index", err)
 			}
-			if err := r.parser(t, imagedata.NewReader(ctx, blob, plan), plan); err != nil {
+			image := imagedata.NewReader(ctx, blob, plan)
+			if err := r.parser(t, image, plan); err != nil {
 				return err
 			}
-			return r.chunks(t, s, plan)
+			return r.hashed(t, image, plan, func(tree io.Writer) error { return r.chunks(t, s, plan, tree) })
 		}
 		return nil
 	}()
@@ -166,7 +167,7 @@ func (r *run) orFault(t *task, check string, err error) error {
 
 // parser lets the strict parser judge the metadata, read as for a mount.
 func (r *run) parser(t *task, image io.ReaderAt, plan *format.Plan) error {
-	policy := erofs.DefaultPolicy(plan.Data.Size())
+	policy := erofs.DefaultPolicy(plan.ImageSize())
 	policy.MetaHint = plan.PinnedHint.End()
 	parsed, err := erofs.Parse(image, policy)
 	if err != nil {
@@ -176,8 +177,9 @@ func (r *run) parser(t *task, image io.ReaderAt, plan *format.Plan) error {
 	return nil
 }
 
-// chunks checks every chunk and the digest of the image data.
-func (r *run) chunks(t *task, s *stream, plan *format.Plan) error {
+// chunks checks every chunk, the digest of the image data and the hash tree, of which
+// tree is told.
+func (r *run) chunks(t *task, s *stream, plan *format.Plan, tree io.Writer) error {
 	image := digest.SHA256.Digester()
 	good := true
 	var stored, data []byte
@@ -202,6 +204,9 @@ func (r *run) chunks(t *task, s *stream, plan *format.Plan) error {
 			continue
 		}
 		image.Hash().Write(data)
+		if _, err := tree.Write(data); err != nil {
+			return err
+		}
 	}
 	t.layer.Chunks = plan.Data.Len()
 	switch {
@@ -275,6 +280,9 @@ func (r *run) annotations(t *task) {
 		{chunk.LabelUncompressedDigest, notes[chunk.AnnotationUncompressedDigest]},
 		{chunk.LabelBlobSize, strconv.FormatInt(t.desc.Size, 10)},
 		{chunk.LabelMediaType, t.desc.MediaType},
+		{chunk.LabelVerityOffset, notes[chunk.AnnotationVerityOffset]},
+		{chunk.LabelVerityRoot, notes[chunk.AnnotationVerityRoot]},
+		{chunk.LabelVerityBlock, notes[chunk.AnnotationVerityBlock]},
 	} {
 		if got, ok := notes[p[0]]; ok && p[1] != "" && got != p[1] {
 			r.layerFault(t, "annotation", "layer %s: the annotation %s says %.80q, the descriptor itself %.80q", t.desc.Digest, p[0], got, p[1])

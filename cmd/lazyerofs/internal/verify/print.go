@@ -17,6 +17,9 @@ func (r *Report) Print(w io.Writer) error {
 		if l.NotLazy != "" {
 			result = "good, not lazy"
 		}
+		if l.Verity != "" {
+			result += ", with hash tree"
+		}
 		if l.Faults > 0 {
 			result = fmt.Sprintf("%d faults", l.Faults)
 		}

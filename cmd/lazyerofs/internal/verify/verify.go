@@ -64,7 +64,9 @@ type Layer struct {
 	Chunks  int    `json:"chunks,omitempty"`
 	Inodes  int    `json:"inodes,omitempty"`
 	NotLazy string `json:"notLazy,omitempty"`
-	Faults  int    `json:"faults"`
+	// Verity is the root of its dm-verity hash tree, if it has one that is right.
+	Verity digest.Digest `json:"verity,omitempty"`
+	Faults int           `json:"faults"`
 }
 
 // Fault is one thing that is wrong.
@@ -72,7 +74,7 @@ type Fault struct {
 	// Object is what it is in, by the digest that the image gives it.
 	Object digest.Digest `json:"object"`
 	// Check is the check that failed: digest, size, document, index, chunk,
-	// diff-id, parser or annotation.
+	// diff-id, parser, verity or annotation.
 	Check string `json:"check"`
 	// Text is one sentence about it.
 	Text string `json:"text"`

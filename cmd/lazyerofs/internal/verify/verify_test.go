@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -108,6 +109,7 @@ func (l *layout) verify() (*Report, error) {
 func TestSoundImages(t *testing.T) {
 	for name, opts := range map[string]converter.Options{
 		"zstd": {}, "raw": {Layer: differ.Config{Form: differ.Raw}}, "side by side": {Output: converter.Index},
+		"hash trees": {Layer: differ.Config{Verity: true}}, "raw with hash trees": {Layer: differ.Config{Form: differ.Raw, Verity: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			report, err := converted(t, opts).verify()
@@ -118,6 +120,7 @@ func TestSoundImages(t *testing.T) {
 			for _, l := range report.Layers {
 				kinds[l.Kind]++
 				require.Equal(t, l.Kind == "native", l.Chunks > 0 && l.Inodes > 0)
+				require.Equal(t, opts.Layer.Verity, l.Verity != "")
 			}
 			require.Equal(t, 3, kinds["native"])
 			if name == "side by side" {
@@ -328,4 +331,48 @@ func TestAcrossARegistry(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, report.Faults, 1)
 	require.Contains(t, report.Faults[0].Text, "is not there")
+}
+
+// TestHashTreeFaults: the tree is held against the image, whatever digests and
+// annotations agree on.
+func TestHashTreeFaults(t *testing.T) {
+	l := converted(t, converter.Options{Layer: differ.Config{Form: differ.Raw, Verity: true}})
+	_, m, config := l.image()
+	good := m.Layers[0]
+	fault := func(d ocispec.Descriptor) {
+		t.Helper()
+		m.Layers[0] = d
+		config.RootFS.DiffIDs[0] = d.Digest
+		l.replace(m, config)
+		report, err := l.verify()
+		require.NoError(t, err)
+		require.Len(t, report.Faults, 1, "%+v", report.Faults)
+		require.Equal(t, "verity", report.Faults[0].Check)
+		require.Empty(t, report.Layers[0].Verity)
+	}
+	d := good
+	d.Annotations = maps.Clone(good.Annotations)
+	d.Annotations[chunk.AnnotationVerityRoot] = digest.FromString("other").String()
+	d.Annotations[chunk.LabelVerityRoot] = d.Annotations[chunk.AnnotationVerityRoot]
+	fault(d)
+
+	// A tree that is another than its root and its image ask for, under good digests.
+	section, err := chunk.ParseRange(good.Annotations[chunk.AnnotationIndexRange], good.Size)
+	require.NoError(t, err)
+	for _, at := range []int64{0, 4096 + 7} { // of the superblock, of the digests
+		b := l.read(good)
+		v, err := chunk.ParseVerity(good.Annotations, section.Off)
+		require.NoError(t, err)
+		b[v.HashOffset+at] ^= 1
+		x, err := chunk.ParseIndex(b[section.Off:section.End()], section.Off)
+		require.NoError(t, err)
+		i := x.Find(v.HashOffset)
+		sum := sha256.Sum256(b[x.At(i).Blob.Off:x.At(i).Blob.End()])
+		copy(b[section.Off+32+int64(i)*48+16:], sum[:]) // docs/formats/chunk-index.md
+		d := good
+		d.Annotations = maps.Clone(good.Annotations)
+		d.Annotations[chunk.AnnotationIndexDigest] = digest.FromBytes(b[section.Off:]).String()
+		d.Annotations[chunk.LabelIndexDigest] = d.Annotations[chunk.AnnotationIndexDigest]
+		fault(l.add(d, b))
+	}
 }

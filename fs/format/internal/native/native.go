@@ -63,9 +63,14 @@ func (k Kind) Plan(ctx context.Context, blob remote.Blob, desc ocispec.Descripto
 		return nil, nil, err
 	}
 	id, size := blob.Digest(), s.Index.Size()
+	tree, err := verity(blob, desc, size)
+	if err != nil {
+		return nil, nil, err
+	}
 	hint := ends(desc, chunk.LabelPinned, size)
-	return &format.Plan{
+	plan := &format.Plan{
 		Data:       s.Index,
+		Verity:     tree,
 		PinnedHint: hint,
 		Prefetch:   ends(desc, chunk.LabelPrefetch, size),
 		Decode: func(dst, src []byte, c chunk.Chunk) ([]byte, error) {
@@ -74,8 +79,9 @@ func (k Kind) Plan(ctx context.Context, blob remote.Blob, desc ocispec.Descripto
 			}
 			return k.Decode(id, dst, src, c)
 		},
-		Validate: validator(size, hint),
-	}, s, nil
+	}
+	plan.Validate = validator(plan.ImageSize(), hint)
+	return plan, s, nil
 }
 
 // Section is a located, verified and parsed chunk index.
@@ -161,6 +167,16 @@ func claims(blob remote.Blob, desc ocispec.Descriptor) (chunk.Extent, digest.Dig
 		return chunk.Extent{}, "", notLazy(blob, fmt.Sprintf("the digest of its chunk index, %q, is malformed", sum))
 	}
 	return section, want, nil
+}
+
+// verity reads where the hash tree is, if the annotations name one. Image data that
+// ends in something else than they say is refused by the strict parser.
+func verity(blob remote.Blob, desc ocispec.Descriptor, size int64) (*chunk.Verity, error) {
+	v, err := chunk.ParseVerity(desc.Annotations, size)
+	if err != nil {
+		return nil, notLazy(blob, err.Error())
+	}
+	return v, nil
 }
 
 // ends returns image data [0, imageEnd) as a label of the kind of LabelPinned
