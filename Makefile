@@ -7,7 +7,7 @@ CONTAINERD_VERSION  := v2.4.2
 GOLANGCI_VERSION    := v2.15.0
 
 # What tests need from the distribution. runc links libseccomp, hence a package.
-APT_PACKAGES := runc debootstrap attr acl fuse3 xz-utils zstd e2fsprogs xfsprogs btrfs-progs util-linux busybox-static
+APT_PACKAGES := runc cryptsetup-bin debootstrap attr acl fuse3 xz-utils zstd e2fsprogs xfsprogs btrfs-progs util-linux busybox-static
 # What building erofs-utils needs.
 APT_TOOLS_PACKAGES := dpkg-dev gcc make autoconf automake libtool pkg-config \
 	liblz4-dev libzstd-dev liblzma-dev zlib1g-dev uuid-dev

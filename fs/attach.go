@@ -38,6 +38,13 @@ func (f *FS) mount(ctx context.Context, dir string, s *shared) (driver.Mount, er
 		delete(f.mounting, dir)
 	}()
 	var errs []error
+	if w := f.c.Whole; w != nil && w.For(s.layer) {
+		m, err := f.mountWith(ctx, dir, s, w)
+		if err == nil {
+			return m, nil
+		}
+		errs = append(errs, err)
+	}
 	for i, d := range f.c.Drivers {
 		if i > 0 { // the first was probed when it was chosen
 			if err := d.Probe(f.c.Store.Root()); err != nil {
@@ -45,21 +52,32 @@ func (f *FS) mount(ctx context.Context, dir string, s *shared) (driver.Mount, er
 				continue
 			}
 		}
-		if err := f.recordDriver(s, dir, d.Name()); err != nil {
-			return nil, fmt.Errorf("recording the driver of layer %s: %w", s.id, err)
-		}
-		m, err := d.Mount(ctx, dir, s.layer)
+		m, err := f.mountWith(ctx, dir, s, d)
 		if err == nil {
 			return m, nil
 		}
-		errs = append(errs, fmt.Errorf("mounting layer %s with driver %s: %w", s.id, d.Name(), err))
+		errs = append(errs, err)
 		if ctx.Err() != nil {
 			break
 		}
+	}
+	return nil, &MountError{Reason: ReasonDriver, Err: errors.Join(errs...)}
+}
+
+// mountWith mounts s with d, and says so when that fails.
+func (f *FS) mountWith(ctx context.Context, dir string, s *shared, d driver.Driver) (driver.Mount, error) {
+	if err := f.recordDriver(s, dir, d.Name()); err != nil {
+		return nil, fmt.Errorf("recording the driver of layer %s: %w", s.id, err)
+	}
+	m, err := d.Mount(ctx, dir, s.layer)
+	if err == nil {
+		return m, nil
+	}
+	if ctx.Err() == nil {
 		log.G(ctx).WithError(err).WithField("layer", s.id).WithField("driver", d.Name()).
 			Warn("a driver failed to mount a layer, trying the next one")
 	}
-	return nil, &MountError{Reason: ReasonDriver, Err: errors.Join(errs...)}
+	return nil, fmt.Errorf("mounting layer %s with driver %s: %w", s.id, d.Name(), err)
 }
 
 // recordDriver records that the driver with this name mounts s at dir, and forgets

@@ -35,9 +35,13 @@ type Config struct {
 	// mount goes to the next. Empty when none works here; NoDriver then says why.
 	Drivers  []driver.Driver
 	NoDriver error
+	// Whole, if set, is tried before Drivers for layers that it is for.
+	Whole WholeDriver
 	// Adopters are the drivers whose mounts of an earlier process are taken over,
 	// also those that may not mount any more; nil means Drivers.
 	Adopters []driver.Driver
+	// Seal turns fs-verity on for the files of complete layers, where that can be.
+	Seal bool
 	// MountFile mounts the EROFS image in file read-only at target.
 	MountFile func(ctx context.Context, file, target string) error
 	// Writer returns the descriptor of a layer's data file that a predecessor of
@@ -47,6 +51,13 @@ type Config struct {
 	Slots layer.Slots
 	// Trace, when set, is told of every batch of every layer.
 	Trace func(layer.Event)
+}
+
+// WholeDriver mounts some complete layers, in another way than lazy ones.
+type WholeDriver interface {
+	driver.Driver
+	// For reports whether l is such a layer, just now.
+	For(l driver.Layer) bool
 }
 
 // FS mounts layers. Its methods are safe for concurrent use, but for one target
@@ -162,6 +173,7 @@ func (f *FS) MountFile(ctx context.Context, dir, file string) error {
 		return fmt.Errorf("looking at mount point %s: %w", dir, err)
 	}
 	if !mounted {
+		f.seal(ctx, file)
 		if err := f.c.MountFile(ctx, file, dir); err != nil {
 			return err
 		}

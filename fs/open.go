@@ -208,7 +208,7 @@ func (f *FS) assemble(s *shared, dir string, desc ocispec.Descriptor, plan *form
 		}
 	}
 	l, err := layer.New(layer.Config{
-		Plan: plan, Blob: blob, File: file, Meta: meta, Slots: f.c.Slots, Trace: f.c.Trace,
+		Plan: plan, Blob: blob, File: file, Meta: meta, Slots: f.c.Slots, Trace: f.c.Trace, Seal: f.c.Seal,
 		Finished: func(err error) { f.finished(s, err) },
 	})
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/fs/cache"
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/dmverity"
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
@@ -40,6 +41,7 @@ type rig struct {
 	host   string
 	dir    string
 	keeper drivertest.Keeper
+	verity bool // mounts and files of complete layers are to be checked by the kernel
 	*process
 }
 
@@ -47,6 +49,7 @@ type rig struct {
 type process struct {
 	*FS
 	driver   *fanotify.Driver
+	dm       *dmverity.Driver
 	resolver *remote.Resolver
 	hosts    *remote.HostSet
 }
@@ -84,7 +87,8 @@ func (r *rig) start() {
 		Quarantine: func(ids []string, why error) { p.Quarantine(ids, why) },
 	})
 	require.NoError(r.t, err)
-	p.FS = New(r.t.Context(), Config{
+	p.dm = dmverity.New(0)
+	conf := Config{
 		Store: store, Resolver: p.resolver, Sources: remote.Sources(p.hosts.RegistryHosts),
 		Remote:  remote.Options{Retry: remote.Policy{Budget: time.Minute, First: time.Hour}},
 		Formats: formats.All(), Drivers: []driver.Driver{p.driver},
@@ -101,7 +105,12 @@ func (r *rig) start() {
 			delete(left, name)
 			return f
 		},
-	})
+		Adopters: []driver.Driver{p.driver, p.dm},
+	}
+	if r.verity {
+		conf.Whole, conf.Seal = p.dm, true
+	}
+	p.FS = New(r.t.Context(), conf)
 	r.process = p
 }
 
@@ -115,6 +124,7 @@ func (r *rig) stop() {
 	defer cancel()
 	require.NoError(r.t, r.Prune(ctx))
 	require.NoError(r.t, r.driver.Shutdown(ctx))
+	require.NoError(r.t, r.dm.Shutdown(ctx))
 	require.NoError(r.t, r.Close(ctx))
 	require.NoError(r.t, r.resolver.Close())
 	r.hosts.Close()

@@ -52,7 +52,10 @@ type daemon struct {
 	files   *fs.FS
 	snaps   *snapshot.Snapshotter
 	differ  *differ.Differ
-	ends    []func(context.Context) error // run in reverse order
+	// What of the configuration's [verity] can be done here.
+	throughDM, sealing bool
+
+	ends []func(context.Context) error // run in reverse order
 }
 
 // onEnd registers what is to be done at the end, before everything that was
@@ -116,6 +119,7 @@ func (d *daemon) wireFiles(ctx context.Context, store *cache.Store, left inherit
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	list, usable, none := d.wireDrivers(ctx, store.Root(), left)
+	whole := d.wireVerity(ctx, store.Root())
 	d.files = fs.New(ctx, fs.Config{
 		Store:    store,
 		Resolver: resolver,
@@ -128,14 +132,17 @@ func (d *daemon) wireFiles(ctx context.Context, store *cache.Store, left inherit
 		Formats:  formats.All(),
 		Drivers:  usable,
 		NoDriver: none,
-		Adopters: list,
+		Adopters: append(list, whole),
+		Whole:    d.whole(whole),
+		Seal:     d.sealing,
 		MountFile: func(ctx context.Context, file, target string) error {
-			return mountErofs(ctx, file, "", target)
+			return d.mountUnpacked(ctx, file, target)
 		},
 		Writer: left.writer,
 		Slots:  layer.NewSlots(runtime.GOMAXPROCS(0)),
 	})
 	d.onEnd(d.files.Close)
+	d.onEnd(whole.Shutdown)
 	for _, s := range d.servers {
 		// Before files: no event may reach a layer that is being closed.
 		d.onEnd(s.Shutdown)
@@ -255,7 +262,7 @@ func (d *daemon) wireDiffer() error {
 		Leases:     leases.NewLeaseManager(leasesapi.NewLeasesClient(conn)),
 		MediaType:  d.c.Differ.MediaType,
 		Processors: processors(d.c.StreamProcessors),
-		Layer:      differ.Config{SpoolDir: spool},
+		Layer:      differ.Config{SpoolDir: spool, Verity: d.c.Verity.DM},
 	})
 	return nil
 }

@@ -2,13 +2,9 @@ package dmverity
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -17,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
-	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
 func randomImage(blocks int) []byte {
@@ -51,39 +46,6 @@ func build(t testing.TB, image []byte) (chunk.Verity, []byte) {
 
 // sizes are those at which a tree gains a block or a level, in blocks.
 var sizes = []int{1, 2, 3, 127, 128, 129, 256, 300, 128 * 128, 128*128 + 1}
-
-// The whole file is what containerd's library writes for it, and what the
-// distribution's veritysetup accepts.
-func TestTreeIsWhatOthersMake(t *testing.T) {
-	for _, blocks := range sizes {
-		t.Run(fmt.Sprint(blocks), func(t *testing.T) {
-			image := randomImage(blocks)
-			v, tree := build(t, image)
-			require.Equal(t, int64(len(image)), v.HashOffset)
-			require.Zero(t, len(tree)%blockSize)
-
-			path := filepath.Join(t.TempDir(), "image")
-			require.NoError(t, os.WriteFile(path, append(bytes.Clone(image), make([]byte, len(tree))...), 0o600))
-			sb, err := verity.DeserializeSuperblock(tree)
-			require.NoError(t, err)
-			p := verity.DefaultParams()
-			p.HashType, p.DataBlockSize, p.HashBlockSize = hashType, blockSize, blockSize
-			p.HashName, p.DataBlocks, p.HashAreaOffset, p.UUID = hashName, uint64(blocks), uint64(len(image)), sb.UUID
-			p.Salt, p.SaltSize = make([]byte, sha256.Size), sha256.Size
-			root, err := verity.Create(&p, path, path)
-			require.NoError(t, err)
-			require.Equal(t, hex.EncodeToString(root), v.Hex())
-			theirs, err := os.ReadFile(path)
-			require.NoError(t, err)
-			require.True(t, bytes.Equal(append(image, tree...), theirs), "the trees differ")
-
-			require.NoError(t, os.WriteFile(path, append(image, tree...), 0o600))
-			out, err := exec.CommandContext(t.Context(), testenv.MustTool(t, "veritysetup"), "verify", "--debug",
-				fmt.Sprintf("--hash-offset=%d", v.HashOffset), path, path, v.Hex()).CombinedOutput()
-			require.NoError(t, err, "%s", out)
-		})
-	}
-}
 
 func TestTreeIsTheSameEachTime(t *testing.T) {
 	image := randomImage(300)

@@ -192,6 +192,9 @@ func blockAlive(name string) bool {
 // isBlockName keeps other directories and path elements out.
 func isBlockName(name string) bool {
 	digits, ok := strings.CutPrefix(name, "loop")
+	if !ok {
+		digits, ok = strings.CutPrefix(name, "dm-") // of the device mapper
+	}
 	digits, seq, numbered := strings.Cut(digits, "@")
 	return ok && isNumber(digits) && (!numbered || isNumber(seq))
 }

@@ -160,7 +160,7 @@ func TestLoopRefusals(t *testing.T) {
 	require.ErrorIs(t, err, unix.EINVAL)
 	require.Equal(t, fds, openDescriptors(t))
 	for name, want := range map[string]bool{
-		"loop3": true, "loop3@17": true, "loop": false, "loop3@": false, "loop@3": false, "loop3/..": false, "sda": false, "erofs-3": false,
+		"loop3": true, "loop3@17": true, "loop": false, "loop3@": false, "loop@3": false, "loop3/..": false, "dm-3": true, "dm-3@17": true, "dm-": false, "sda": false, "erofs-3": false,
 	} {
 		require.Equal(t, want, isBlockName(name), name)
 	}

@@ -34,6 +34,7 @@ type Config struct {
 	Driver      Driver      `toml:"driver"`
 	Metrics     Metrics     `toml:"metrics"`
 	Differ      Differ      `toml:"differ"`
+	Verity      Verity      `toml:"verity"`
 
 	// StreamProcessors are as in containerd's own configuration, by id.
 	StreamProcessors map[string]StreamProcessor `toml:"stream_processors"`
@@ -42,6 +43,12 @@ type Config struct {
 // Differ says how containers' changes are written.
 type Differ struct {
 	MediaType string `toml:"media_type"`
+}
+
+// Verity says what the kernel is to check on every read.
+type Verity struct {
+	DM bool `toml:"dm"`
+	FS bool `toml:"fs"`
 }
 
 // StreamProcessor is a program that turns layers of some media types into
