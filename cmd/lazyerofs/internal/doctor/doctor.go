@@ -10,7 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazyerofs/lazyerofs/fs/dmverity"
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/fsverity"
 	"github.com/lazyerofs/lazyerofs/fs/kernel"
 )
 
@@ -31,6 +33,9 @@ type Report struct {
 	// Kernel capabilities, in the order in which they would be used.
 	Capabilities []Check `json:"capabilities"`
 	Drivers      []Check `json:"drivers"`
+	// Integrity is what the kernel can check on every read of a complete layer, when
+	// the daemon's [verity] asks for it.
+	Integrity []Check `json:"integrity"`
 	// Driver is the one that would be chosen; empty: layers are downloaded.
 	Driver string `json:"driver"`
 	// Forced is the only one that the configuration allows, if it names one.
@@ -80,6 +85,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	if err := r.drivers(ctx, c, dir); err != nil {
 		return nil, err
 	}
+	r.Integrity = []Check{check("dm-verity", dmverity.Probe(dir)), check("fs-verity", fsverity.Probe(dir))}
 	r.Setup = setup(c)
 	return r, nil
 }
@@ -160,6 +166,7 @@ func (r *Report) Print(w io.Writer) error {
 	p.printf("kernel %s, cache directory %s (%s)\n", r.Kernel, r.CacheDir, r.FileSystem)
 	p.section("kernel", r.Capabilities)
 	p.section("drivers", r.Drivers)
+	p.section("integrity of complete layers, off unless configured", r.Integrity)
 	p.section("set-up", r.Setup)
 	switch {
 	case r.Driver != "" && r.Forced != "":

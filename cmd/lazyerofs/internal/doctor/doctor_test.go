@@ -42,12 +42,17 @@ func TestRunProbesTheMachineAndChoosesTheFirstDriverThatWorks(t *testing.T) {
 	require.Equal(t, []bool{false, true, true}, []bool{r.Drivers[0].OK, r.Drivers[1].OK, r.Drivers[2].OK})
 	require.NotEmpty(t, r.Capabilities)
 	require.NotEmpty(t, r.Kernel)
+	require.Len(t, r.Integrity, 2)
+	for _, c := range r.Integrity {
+		require.NotEqual(t, c.OK, c.Detail != "", "%s: no reason, or one too many", c.Name)
+	}
 
 	var out bytes.Buffer
 	require.NoError(t, r.Print(&out))
 	require.Contains(t, out.String(), "the kernel is too old")
 	require.Contains(t, out.String(), "served by the second driver")
 	require.Contains(t, out.String(), "no daemon listens")
+	require.Regexp(t, "(yes|no )  dm-verity.*\n  (yes|no )  fs-verity", out.String())
 }
 
 func TestRunSaysThatLayersAreDownloadedWithoutADriver(t *testing.T) {
