@@ -1,0 +1,55 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lazyerofs/lazyerofs/fs/dmverity"
+	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
+	"github.com/lazyerofs/lazyerofs/fs/format/formattest"
+	"github.com/lazyerofs/lazyerofs/fs/fsverity"
+)
+
+// What the configuration asks for and this machine cannot is done without: layers
+// are mounted all the same. Guests of tests/vm show what is done where it can be.
+func TestVerityWhereItCanBe(t *testing.T) {
+	img := drivertest.NewImage(t, 1, false)
+	data, v, err := formattest.WithTree(img.Data)
+	require.NoError(t, err)
+	for _, on := range []bool{false, true} {
+		c := testConfig(t)
+		c.Verity = verityConfig{DM: on, FS: on}
+		d, err := wire(t.Context(), c, nil, inheritance{})
+		require.NoError(t, err)
+		throughDM, sealing := on && dmverity.Probe(c.Root) == nil, on && fsverity.Probe(c.Root) == nil
+		require.Equal(t, throughDM, d.throughDM)
+		require.Equal(t, sealing, d.sealing)
+
+		file, at := filepath.Join(c.Root, "layer.erofs"), filepath.Join(c.Root, "at")
+		require.NoError(t, os.WriteFile(file, data, 0o600))
+		require.NoError(t, dmverity.WriteSidecar(file, v))
+		require.NoError(t, os.Mkdir(at, 0o755))
+		require.NoError(t, d.files.MountFile(t.Context(), at, file))
+		infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(at))
+		require.NoError(t, err)
+		require.Len(t, infos, 1)
+		require.Equal(t, throughDM, strings.HasPrefix(infos[0].Source, "/dev/dm-"))
+		for name, want := range img.Files {
+			got, err := os.ReadFile(filepath.Join(at, name))
+			require.NoError(t, err)
+			require.True(t, string(want) == string(got), name)
+		}
+		f, err := os.Open(file)
+		require.NoError(t, err)
+		_, err = fsverity.Measure(f)
+		require.Equal(t, sealing, err == nil)
+		require.NoError(t, f.Close())
+		require.NoError(t, d.files.Unmount(t.Context(), at))
+		require.NoError(t, d.end(t.Context()))
+	}
+}
