@@ -9,6 +9,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/fs/dmverity"
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
 	"github.com/lazyerofs/lazyerofs/fs/format/formattest"
@@ -23,7 +24,7 @@ func TestVerityWhereItCanBe(t *testing.T) {
 	require.NoError(t, err)
 	for _, on := range []bool{false, true} {
 		c := testConfig(t)
-		c.Verity = verityConfig{DM: on, FS: on}
+		c.Verity = config.Verity{DM: on, FS: on}
 		d, err := wire(t.Context(), c, nil, inheritance{})
 		require.NoError(t, err)
 		throughDM, sealing := on && dmverity.Probe(c.Root) == nil, on && fsverity.Probe(c.Root) == nil
