@@ -85,6 +85,7 @@ type unpacking struct {
 	desc    ocispec.Descriptor // its media type is that of src
 	changed bool               // src is not the blob of desc, but what a processor made of it
 	src     io.Reader
+	abort   func() // ends src early
 	f       *os.File
 	implied func(string) (erofs.Attr, bool)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -30,6 +31,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
 // layerStore is containerd's own content store with layers in it.
@@ -130,6 +132,43 @@ func TestApplyTar(t *testing.T) {
 }
 
 // requireOnly checks what is in a snapshot's directory besides what was there.
+// TestApplyRoom: metadata that is shorter than the room for it, as long, and
+// longer, before data and before none.
+func TestApplyRoom(t *testing.T) {
+	store := newLayerStore(t)
+	many := []ent{dir("dir")}
+	for i := range 3000 {
+		many = append(many, file(fmt.Sprintf("dir/some-rather-long-name-%d", i), ""))
+	}
+	for name, ents := range map[string][]ent{
+		"much metadata":          append(many, file("data", random(1, 300000))),
+		"much metadata, no data": many,
+		"one file":               {file("data", random(2, 5000))},
+		"nothing":                nil,
+	} {
+		src := mkTar(t, ents...)
+		p := filepath.Join(t.TempDir(), "tar")
+		require.NoError(t, os.WriteFile(p, src, 0o600))
+		want := extract(t, p)
+		for _, blob := range [][]byte{src, zstded(t, src)} { // the latter has less room than it needs
+			dir, mounts := snapshotDir(t, t.TempDir())
+			l := store.add(t, ocispec.MediaTypeImageLayer, blob)
+			_, err := New(store, ServiceConfig{}).Apply(t.Context(), l, mounts)
+			require.NoError(t, err, name)
+			layer := filepath.Join(dir, LayerFile)
+			requireSame(t, want, mountFile(t, layer))
+			fi, err := os.Stat(layer)
+			require.NoError(t, err)
+			require.Less(t, fi.Size(), int64(len(src)+roomMost))
+			f, err := os.Open(layer)
+			require.NoError(t, err)
+			_, err = erofs.Parse(f, erofs.DefaultPolicy(fi.Size()))
+			require.NoError(t, err, name)
+			require.NoError(t, f.Close())
+		}
+	}
+}
+
 func requireOnly(t testing.TB, dir string, names ...string) {
 	t.Helper()
 	ents, err := os.ReadDir(dir)

@@ -21,7 +21,8 @@ import (
 //
 // The data waits in unnamed files under cfg.SpoolDir; memory does not grow with
 // it, only with the number of files and chunks. When Convert returns, with or
-// without an error, nothing of it is left and dst may hold part of a blob.
+// without an error, nothing of it is left and dst may hold part of a blob. src is
+// read ahead; a Read that has begun is waited for, also after an error.
 //
 // An entry that cannot be part of a layer gives an *EntryError, a tar that ends
 // too early an error that wraps ErrTruncated.

@@ -3,6 +3,8 @@ package differ
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,9 +17,14 @@ import (
 
 // sparseWriter appends to a file and leaves blocks of zeros out.
 type sparseWriter struct {
-	f *os.File
-	n int64
+	f       *os.File
+	n       int64
+	started int64 // what is before it is on its way to the disk
 }
+
+// startLen is how much is written before the disk is told to begin. The layer is
+// synced in the end, and the disk has nothing to do meanwhile.
+const startLen = 8 << 20
 
 // Write implements io.Writer.
 func (w *sparseWriter) Write(p []byte) (int, error) {
@@ -35,6 +42,10 @@ func (w *sparseWriter) Write(p []byte) (int, error) {
 		}
 		w.n += int64(data)
 		p = p[data:]
+	}
+	if w.n-w.started >= startLen {
+		startWriting(w.f, w.started, w.n-w.started)
+		w.started = w.n
 	}
 	return total, nil
 }
@@ -77,10 +88,21 @@ func dataPrefix(p []byte) int {
 	return n
 }
 
+// roomMost bounds roomFor, and so how much longer than it must be an image looks.
+const roomMost = 16 << 20
+
+// roomFor returns how much to leave free for metadata before the data of a layer
+// whose blob has that size: enough for most, and nothing on the disk. Moving the
+// data up instead would write all of it out and drop it from the page cache.
+func roomFor(blob int64) int64 {
+	return alignUp(64<<10 + 4*min(max(blob, 0), (roomMost-64<<10)/4))
+}
+
 // imageSink puts file data straight into the data area of an image, in the order
 // of the tar. Only a local image may be so: it has no chunks to share.
 type imageSink struct {
 	w     sparseWriter
+	room  int64 // where the data begins in the file
 	buf   []byte
 	files []imageFile
 	runs  []run
@@ -93,7 +115,7 @@ type imageFile struct {
 }
 
 func (s *imageSink) put(ctx context.Context, r io.Reader, size int64) (int, error) {
-	f := imageFile{size: size, addr: s.w.n, run: len(s.runs)}
+	f := imageFile{size: size, addr: s.w.n - s.room, run: len(s.runs)}
 	var err error
 	s.runs, err = scanRuns(ctx, r, size, s.buf, s.runs, func(p []byte) error {
 		_, err := s.w.Write(p)
@@ -105,19 +127,66 @@ func (s *imageSink) put(ctx context.Context, r io.Reader, size int64) (int, erro
 	return len(s.files) - 1, err
 }
 
-// place tells the tree where the data of its files is.
-func (s *imageSink) place(t *erofs.Tree) {
-	var ext []erofs.Extent
+// owner is a file of a tree that has data, and which.
+type owner struct {
+	inode erofs.Inode
+	file  int // in imageSink.files
+}
+
+// ownersIn lists the files of t that have data, which still name it by record.
+func ownersIn(t *erofs.Tree) []owner {
+	var all []owner
 	for k := range t.Len() {
-		i := erofs.Inode(k)
-		e := t.Extents(i)
-		if len(e) == 0 {
-			continue
+		if e := t.Extents(erofs.Inode(k)); len(e) > 0 {
+			all = append(all, owner{erofs.Inode(k), recordOf(e)})
 		}
-		f := &s.files[recordOf(e)]
-		ext = extentsOf(ext[:0], s.runs[f.run:f.run+f.runs], f.size, f.addr)
-		t.SetExtents(i, ext)
 	}
+	return all
+}
+
+// place tells the tree where the data of its files is: gap bytes behind the
+// start of the data area and later.
+func (s *imageSink) place(t *erofs.Tree, owners []owner, gap int64) {
+	var ext []erofs.Extent
+	for _, o := range owners {
+		f := &s.files[o.file]
+		ext = extentsOf(ext[:0], s.runs[f.run:f.run+f.runs], f.size, gap+f.addr)
+		t.SetExtents(o.inode, ext)
+	}
+}
+
+// finish writes the metadata of t into the room before the data. What is left of
+// the room is a hole that no file has; what is missing is made by moving the data.
+func (s *imageSink) finish(t *erofs.Tree, sum [sha256.Size]byte) error {
+	owners := ownersIn(t)
+	s.place(t, owners, 0)
+	layout, err := newLayout(t, sum)
+	if err != nil {
+		return err
+	}
+	meta, data := layout.MetaSize(), s.w.n-s.room
+	gap := s.room - meta
+	if data == 0 {
+		s.w.n, gap = meta, 0
+	}
+	if gap > 0 {
+		s.place(t, owners, gap)
+		if layout, err = newLayout(t, sum); err != nil {
+			return err
+		}
+	}
+	if err := s.w.finish(); err != nil {
+		return err
+	}
+	if gap < 0 {
+		if err := insertFront(s.w.f, -gap, s.w.n); err != nil {
+			return fmt.Errorf("making room for metadata in the layer file: %w", err)
+		}
+	}
+	if _, err := layout.WriteMeta(io.NewOffsetWriter(s.w.f, 0), data+max(gap, 0)); err != nil {
+		return fmt.Errorf("writing metadata: %w", err)
+	}
+	return nil
 }
 
 // applyTar converts a tar to the image in f. The data of files goes to its
@@ -130,6 +199,14 @@ func applyTar(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, err
 	}
 	defer in.close()
+	out, err := convertTar(ctx, u, in)
+	if err != nil && !errors.Is(err, ErrTruncated) { // which says that the stream has ended
+		u.abort() // or a processor that never writes again would be waited for
+	}
+	return out, err
+}
+
+func convertTar(ctx context.Context, u *unpacking, in *input) (ocispec.Descriptor, error) {
 	f := u.f
 	if in.isImage() {
 		n, err := unpackImage(f, in)
@@ -138,7 +215,8 @@ func applyTar(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 		}
 		return ocispec.Descriptor{MediaType: chunk.MediaTypeLayer, Digest: in.digest(), Size: n}, nil
 	}
-	sink := &imageSink{w: sparseWriter{f: f}, buf: make([]byte, scanLen)}
+	room := roomFor(u.desc.Size)
+	sink := &imageSink{w: sparseWriter{f: f, n: room, started: room}, room: room, buf: make([]byte, scanLen)}
 	ing := newIngest(sink, u.implied)
 	if err := ing.run(ctx, in); err != nil {
 		return ocispec.Descriptor{}, err
@@ -150,19 +228,8 @@ func applyTar(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("building the file tree: %w", err)
 	}
-	sink.place(tree)
-	layout, err := newLayout(tree, in.rawSum())
-	if err != nil {
+	if err := sink.finish(tree, in.rawSum()); err != nil {
 		return ocispec.Descriptor{}, err
-	}
-	if err := sink.w.finish(); err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	if err := insertFront(f, layout.MetaSize(), sink.w.n); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("making room for metadata in the layer file: %w", err)
-	}
-	if _, err := layout.WriteMeta(io.NewOffsetWriter(f, 0), sink.w.n); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("writing metadata: %w", err)
 	}
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: in.digest(), Size: in.n}, nil
 }

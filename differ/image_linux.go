@@ -8,6 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// startWriting tells the kernel to begin writing n bytes of f from off to the disk,
+// and does not wait. Whether it does changes only when a later sync ends.
+func startWriting(f *os.File, off, n int64) {
+	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
 // insertFront moves the size bytes of f up by n. ext4 and xfs do it without
 // touching data; elsewhere, and where n is not a multiple of the file system's
 // own block, the data is copied from the end to the front.

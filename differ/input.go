@@ -20,12 +20,11 @@ import (
 // window that the zstd command line reads without being told (--long=27).
 const maxWindow = 128 << 20
 
-// input is a layer's uncompressed tar stream. It counts and digests what goes
-// through it, and ends early when its context does.
+// input is a layer's uncompressed tar stream. It counts what goes through it,
+// digests it, and ends early when its context does.
 type input struct {
-	ctx      context.Context
 	r        io.Reader
-	close    func()
+	close    func() // waits for a Read of the source that has begun
 	sum      hash.Hash
 	n        int64
 	progress func(int64)
@@ -34,28 +33,30 @@ type input struct {
 // openInput finds out how src is compressed by its first bytes, because media
 // types are often wrong about it. Call close when done, also after an error.
 func openInput(ctx context.Context, src io.Reader, progress func(int64)) (*input, error) {
-	in := &input{ctx: ctx, sum: sha256.New(), progress: progress, close: func() {}}
 	br := bufio.NewReaderSize(src, 256<<10)
 	magic, err := br.Peek(4)
 	if err != nil && err != io.EOF {
 		return nil, readError("reading layer", err)
 	}
+	var tar io.Reader = br
+	release := func() {}
 	switch {
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
 		zr, err := gzip.NewReader(br)
 		if err != nil {
 			return nil, readError("reading gzip layer", err)
 		}
-		in.r = zr
+		tar = zr
 	case isZstd(magic):
 		zr, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, fmt.Errorf("reading zstd layer: %w", err)
 		}
-		in.r, in.close = zr, zr.Close
-	default:
-		in.r = br
+		tar, release = zr, zr.Close
 	}
+	in := &input{sum: sha256.New(), progress: progress}
+	a := readAhead(ctx, tar, in.sum)
+	in.r, in.close = a, func() { a.close(); release() }
 	return in, nil
 }
 
@@ -83,11 +84,7 @@ func (in *input) isImage() bool {
 
 // Read implements io.Reader.
 func (in *input) Read(p []byte) (int, error) {
-	if err := in.ctx.Err(); err != nil {
-		return 0, err
-	}
 	n, err := in.r.Read(p)
-	in.sum.Write(p[:n])
 	in.n += int64(n)
 	if in.progress != nil && n > 0 {
 		in.progress(in.n)
@@ -109,12 +106,12 @@ func (in *input) drain() error {
 	}
 }
 
-// digest returns the digest of all that was read.
+// digest returns the digest of the whole stream, after drain.
 func (in *input) digest() digest.Digest {
 	return digest.NewDigest(digest.SHA256, in.sum)
 }
 
-// rawSum returns the SHA-256 of all that was read.
+// rawSum returns the SHA-256 of the whole stream, after drain.
 func (in *input) rawSum() (sum [sha256.Size]byte) {
 	in.sum.Sum(sum[:0])
 	return sum

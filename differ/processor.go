@@ -43,6 +43,7 @@ func (d *Differ) unpack(ctx context.Context, u *unpacking, payloads map[string]t
 	if err != nil {
 		return ocispec.Descriptor{}, errors.Join(err, chain.stop(ctx))
 	}
+	u.abort = cancel
 	apply := applierFor(u.desc.MediaType)
 	if apply == nil {
 		return ocispec.Descriptor{}, errors.Join(unknownType(u.desc), chain.stop(ctx))

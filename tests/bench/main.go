@@ -63,8 +63,16 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 		return runDrivers(ctx, args, out)
 	case "memory":
 		return runMemory(ctx, args, out)
+	case "convert":
+		return runConvert(ctx, args, out)
 	case readerVerb:
 		return serveJob(ctx, in, out)
+	case layerVerb:
+		return serve(ctx, in, out, convertLayer)
+	case digestVerb:
+		return serve(ctx, in, out, digests)
+	case applyVerb:
+		return serve(ctx, in, out, applyLayer)
 	case "help":
 		fmt.Fprint(out, usage)
 		return nil

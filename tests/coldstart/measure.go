@@ -39,13 +39,15 @@ func (b *Bed) Close() error { return errors.Join(b.Line.Close(), b.Registry.Clos
 // Result is one cold start.
 type Result struct {
 	System   string            `json:"system"`
-	Pull     time.Duration     `json:"pull_ns"`  // of the pull command
-	Run      time.Duration     `json:"run_ns"`   // create, start, workload, removal
-	Received int64             `json:"received"` // bytes over the line until then, headers included
-	Requests int               `json:"requests"` // answered by the registry until then
-	Output   string            `json:"-"`        // what the workload printed
-	Log      []testenv.Request `json:"-"`        // the registry's
-	Start    time.Time         `json:"-"`        // when the pull began
+	Pull     time.Duration     `json:"pull_ns"`     // of the pull command
+	Run      time.Duration     `json:"run_ns"`      // create, start, workload, removal
+	CPU      time.Duration     `json:"pull_cpu_ns"` // of containerd, the daemon and what they ran, for the pull
+	Disk     int64             `json:"disk"`        // bytes that the node occupies in the end
+	Received int64             `json:"received"`    // bytes over the line until then, headers included
+	Requests int               `json:"requests"`    // answered by the registry until then
+	Output   string            `json:"-"`           // what the workload printed
+	Log      []testenv.Request `json:"-"`           // the registry's
+	Start    time.Time         `json:"-"`           // when the pull began
 }
 
 // Ready is the whole time from the pull command to the workload's end.
@@ -70,22 +72,37 @@ func (b *Bed) Measure(ctx context.Context, s System, image string, args []string
 	if err := b.WarmRegistry(ctx); err != nil {
 		return Result{}, err
 	}
-	return b.time(ctx, s, node, b.Line.Addr()+"/"+image+":"+s.Tag(), args)
+	r, err := b.time(ctx, s, node, b.Line.Addr()+"/"+image+":"+s.Tag(), args)
+	if err != nil {
+		return Result{}, err
+	}
+	r.Disk, err = testenv.DiskUsage(dir)
+	return r, err
 }
 
 func (b *Bed) time(ctx context.Context, s System, node Node, ref string, args []string) (Result, error) {
 	b.Registry.Reset()
 	before := b.Line.Received()
+	cpu, err := node.CPU()
+	if err != nil {
+		return Result{}, err
+	}
 	r := Result{System: s.Name(), Start: time.Now()}
 	if err := node.Pull(ctx, ref); err != nil {
 		return Result{}, fmt.Errorf("pulling %s with %s: %w", ref, s.Name(), err)
 	}
 	pulled := time.Now()
+	used, err := node.CPU()
+	if err != nil {
+		return Result{}, err
+	}
+	running := time.Now()
 	out, err := node.Run(ctx, ref, args)
 	if err != nil {
 		return Result{}, fmt.Errorf("running %s with %s: %w", ref, s.Name(), err)
 	}
-	r.Pull, r.Run, r.Output = pulled.Sub(r.Start), time.Since(pulled), out
+	r.Pull, r.Run, r.Output = pulled.Sub(r.Start), time.Since(running), out
+	r.CPU = used - cpu
 	r.Received = b.Line.Received() - before
 	r.Log = b.Registry.Log()
 	r.Requests = len(r.Log)

@@ -49,6 +49,8 @@ func TestMeasureOverlayfs(t *testing.T) {
 		require.Equal(t, r.Requests, len(r.Log))
 		require.Positive(t, r.Pull)
 		require.Positive(t, r.Run)
+		require.Positive(t, r.CPU)
+		require.Greater(t, r.Disk, image.Size())
 	}
 	left, err := os.ReadDir(b.Dir)
 	require.NoError(t, err)
@@ -65,6 +67,7 @@ func (f *failing) Start(_ context.Context, dir string) (Node, error) {
 }
 func (*failing) Pull(context.Context, string) error                    { return errors.New("no route") }
 func (*failing) Run(context.Context, string, []string) (string, error) { return "", nil }
+func (*failing) CPU() (time.Duration, error)                           { return 0, nil }
 func (f *failing) Stop() error                                         { f.stopped++; return nil }
 
 func TestMeasureStopsWhatFailed(t *testing.T) {

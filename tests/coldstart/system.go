@@ -3,6 +3,8 @@ package coldstart
 import (
 	"bytes"
 	"context"
+	"runtime"
+	"time"
 
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
@@ -22,6 +24,8 @@ type Node interface {
 	Pull(ctx context.Context, ref string) error
 	// Run runs args in a container of ref and returns what it printed.
 	Run(ctx context.Context, ref string, args []string) (string, error)
+	// CPU is what the node's daemons have computed since their start.
+	CPU() (time.Duration, error)
 	Stop() error
 }
 
@@ -46,11 +50,39 @@ func LazyerofsTar(forbid ...string) System {
 	return ctr{name: "lazyerofs-tar", snapshotter: "lazyerofs", tag: TagTar, lazy: true, forbid: forbid}
 }
 
+// Erofs is containerd's own EROFS snapshotter and differ, which runs mkfs.erofs:
+// PATH must lead to one that takes tars. Layers are downloaded whole.
+func Erofs(mkfsOptions ...string) System {
+	return ctr{name: "erofs", snapshotter: "erofs", tag: TagTar, config: erofsConfig(mkfsOptions)}
+}
+
+// ErofsTarIndex is Erofs in its mode that keeps the tar of a layer and puts an
+// index before it.
+func ErofsTarIndex(mkfsOptions ...string) System {
+	config := erofsConfig(mkfsOptions)
+	config["plugins"].(map[string]any)[erofsDiffer].(map[string]any)["enable_tar_index"] = true //nolint:errcheck // made by erofsConfig
+	return ctr{name: "erofs-tarindex", snapshotter: "erofs", tag: TagTar, config: config}
+}
+
+const erofsDiffer = "io.containerd.differ.v1.erofs"
+
+// erofsConfig is what containerd's documentation of its EROFS snapshotter says.
+func erofsConfig(mkfsOptions []string) map[string]any {
+	return map[string]any{"plugins": map[string]any{
+		"io.containerd.service.v1.diff-service": map[string]any{"default": []string{"erofs", "walking"}},
+		erofsDiffer:                             map[string]any{"mkfs_options": mkfsOptions},
+		"io.containerd.transfer.v1.local": map[string]any{"unpack_config": []map[string]any{
+			{"platform": "linux/" + runtime.GOARCH, "snapshotter": "erofs", "differ": "erofs"},
+		}},
+	}}
+}
+
 // ctr is a system that is reached through a snapshotter of containerd.
 type ctr struct {
 	name, snapshotter, tag string
 	lazy                   bool
-	forbid                 []string // drivers
+	forbid                 []string       // drivers
+	config                 map[string]any // of containerd
 }
 
 func (s ctr) Name() string { return s.name }
@@ -59,7 +91,7 @@ func (s ctr) Tag() string  { return s.tag }
 func (s ctr) Start(ctx context.Context, dir string) (Node, error) {
 	n, err := testenv.StartHost(ctx, dir, testenv.HostOptions{
 		Lazy:   s.lazy,
-		Daemon: map[string]any{"driver": map[string]any{"forbid": s.forbid}},
+		Daemon: map[string]any{"driver": map[string]any{"forbid": s.forbid}}, Containerd: s.config,
 	})
 	if err != nil {
 		return nil, err

@@ -113,6 +113,9 @@ func waitSocket(ctx context.Context, socket string, p *process) error {
 	}
 }
 
+// Pid is the process of containerd.
+func (c *Containerd) Pid() int { return c.proc.cmd.Process.Pid }
+
 // Log is what containerd has written so far.
 func (c *Containerd) Log() (string, error) {
 	data, err := os.ReadFile(c.proc.log)
