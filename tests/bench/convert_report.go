@@ -64,11 +64,7 @@ func (r *convertReport) compare() {
 		for k := range min(len(x.Wall), len(base.Wall)) {
 			all = append(all, x.Wall[k].Seconds()/base.Wall[k].Seconds())
 		}
-		if len(all) == 0 {
-			continue
-		}
-		slices.Sort(all)
-		x.Low, x.Ratio, x.High = all[0], all[(len(all)-1)/2], all[len(all)-1]
+		x.Low, x.Ratio, x.High = lowMidHigh(all)
 	}
 }
 

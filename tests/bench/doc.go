@@ -1,4 +1,4 @@
-// Command bench measures three things, each by a verb of its own.
+// Command bench measures five things, each by a verb of its own.
 //
 // starts, the default: cold starts. For every image, line and system, the time
 // to pull, to create and run, and until the workload has ended, with the bytes
@@ -13,6 +13,16 @@
 //
 // memory: the size of the daemon with many layers mounted, which were generated
 // and then converted like any other.
+//
+// convert: every layer of real images made into an EROFS image, by Convert in a
+// process of its own, by mkfs.erofs followed by zstd at the same level, and by
+// mkfs.erofs compressing itself: time, processor time, peak memory, size, and from
+// a CPU profile on what ours spends its time. With -size one generated layer of
+// any size goes through the command line and through Apply; no file ever holds it.
+//
+// pull: an image that was never converted, pulled by each system: time, processor
+// time of the daemons, first run, and what is on disk afterwards. Another system is
+// one more coldstart.System in pull.go.
 //
 // Whatever is compared takes turns within a round, so that whatever else the
 // machine does falls on all of it; medians are reported, and ratios are taken

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,9 +17,9 @@ import (
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
-// TestMain lets this binary be the reader process, as the program is.
+// TestMain lets this binary be the processes that are measured, as the program is.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == readerVerb {
+	if len(os.Args) == 2 && slices.Contains([]string{readerVerb, layerVerb, digestVerb, applyVerb}, os.Args[1]) {
 		if err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout); err != nil {
 			os.Stderr.WriteString(err.Error())
 			os.Exit(1)

@@ -18,12 +18,15 @@ const scratchDir = "/var/tmp"
 // resultsDir is where results go unless a flag says otherwise.
 var resultsDir = filepath.Join("tests", "bench", "results")
 
-const usage = `Usage: bench [starts|drivers|memory] [flags]
+const usage = `Usage: bench [starts|drivers|memory|convert|pull] [flags]
 
   starts    cold starts of images, lazyerofs against overlayfs (the default)
   drivers   reads through each driver, cold, resident and complete, against a
             plain mount of the same image
   memory    the daemon's memory with many layers mounted
+  convert   tar to native layer, against mkfs.erofs and zstd; with -size, one
+            generated layer of that size in bounded memory
+  pull      a plain image taken in by lazyerofs, overlayfs and containerd's erofs
 
 Examples:
 
@@ -32,9 +35,12 @@ Examples:
   go run ./tests/bench drivers                          every driver that works here
   go run ./tests/bench drivers -drivers fanotify -work random-8,exec
   go run ./tests/bench memory -layers 100 -files 10000
+  go run ./tests/bench convert -images go -inputs tar
+  go run ./tests/bench convert -size 10G
+  go run ./tests/bench pull -lines lan
 
 "bench drivers -h" and the like list the flags. All of it needs root and what
-"make deps containerd build" brings, empties the machine's caches, and wants a
+"make deps containerd tools build" brings, empties the machine's caches, and wants a
 machine that does nothing else.
 `
 
@@ -65,6 +71,8 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 		return runMemory(ctx, args, out)
 	case "convert":
 		return runConvert(ctx, args, out)
+	case "pull":
+		return runPull(ctx, args, out)
 	case readerVerb:
 		return serveJob(ctx, in, out)
 	case layerVerb:
@@ -77,7 +85,7 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 		fmt.Fprint(out, usage)
 		return nil
 	}
-	return fmt.Errorf("no bench named %q; there are starts, drivers and memory", verb)
+	return fmt.Errorf("no bench named %q; there are starts, drivers, memory, convert and pull", verb)
 }
 
 // flags returns an empty set for the named bench that explains itself.
