@@ -33,7 +33,7 @@ type gulp struct {
 }
 
 // readAhead starts reading r, which is nobody else's until close has returned.
-// sum has seen the whole stream when Read returns its end.
+// sum, which may be nil, has seen the whole stream when Read returns its end.
 func readAhead(ctx context.Context, r io.Reader, sum hash.Hash) *ahead {
 	a := &ahead{
 		ctx:   ctx,
@@ -52,7 +52,9 @@ func readAhead(ctx context.Context, r io.Reader, sum hash.Hash) *ahead {
 	a.ends.Go(func() {
 		defer close(a.ready)
 		for g := range filled {
-			sum.Write(g.buf[:g.n])
+			if sum != nil {
+				sum.Write(g.buf[:g.n])
+			}
 			a.ready <- g // has room for all
 		}
 	})
@@ -85,7 +87,7 @@ func (a *ahead) fill(r io.Reader, to chan<- *gulp) {
 	}
 }
 
-// Read implements io.Reader. It ends early when the context does.
+// Read implements io.Reader. It ends early when the context does, or after stop.
 func (a *ahead) Read(p []byte) (int, error) {
 	if err := a.ctx.Err(); err != nil {
 		return 0, err
@@ -99,10 +101,15 @@ func (a *ahead) Read(p []byte) (int, error) {
 			a.cur = nil
 		}
 		select {
-		case a.cur = <-a.ready:
-			a.at, a.err = 0, a.cur.err
+		case g, ok := <-a.ready:
+			if !ok {
+				return 0, io.ErrClosedPipe
+			}
+			a.cur, a.at, a.err = g, 0, g.err
 		case <-a.ctx.Done():
 			return 0, a.ctx.Err()
+		case <-a.halt:
+			return 0, io.ErrClosedPipe
 		}
 	}
 	n := copy(p, a.cur.buf[a.at:a.cur.n])
@@ -110,8 +117,11 @@ func (a *ahead) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// stop tells the goroutines to end. It is called once, by close or before it.
+func (a *ahead) stop() { close(a.halt) }
+
 // close ends the goroutines. It waits for a Read of the stream that has begun.
 func (a *ahead) close() {
-	close(a.halt)
+	a.stop()
 	a.ends.Wait()
 }

@@ -39,14 +39,18 @@ func openInput(ctx context.Context, src io.Reader, progress func(int64)) (*input
 		return nil, readError("reading layer", err)
 	}
 	var tar io.Reader = br
-	release := func() {}
+	halt, release := func() {}, func() {}
 	switch {
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		zr, err := gzip.NewReader(br)
+		// The next bytes come while these are decompressed: containerd is asked for
+		// each piece of a blob, and a registry is far away.
+		raw := readAhead(ctx, br, nil)
+		zr, err := gzip.NewReader(bufio.NewReaderSize(raw, 64<<10))
 		if err != nil {
+			raw.close()
 			return nil, readError("reading gzip layer", err)
 		}
-		tar = zr
+		tar, halt, release = zr, raw.stop, raw.ends.Wait
 	case isZstd(magic):
 		zr, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
@@ -56,7 +60,7 @@ func openInput(ctx context.Context, src io.Reader, progress func(int64)) (*input
 	}
 	in := &input{sum: sha256.New(), progress: progress}
 	a := readAhead(ctx, tar, in.sum)
-	in.r, in.close = a, func() { a.close(); release() }
+	in.r, in.close = a, func() { halt(); a.close(); release() }
 	return in, nil
 }
 
