@@ -195,6 +195,9 @@ func gunzip(from, to string) (err error) {
 func convertImage(ctx context.Context, report *convertReport, image, input string, layers []layerFiles, dir string, o convertOptions, out io.Writer) error {
 	for round := range o.rounds {
 		for _, s := range converters {
+			if s.once && round > 0 {
+				continue
+			}
 			var done []outcome
 			for _, l := range layers {
 				// What the one before has written is not to be in the time of this one.

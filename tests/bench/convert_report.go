@@ -32,6 +32,8 @@ type convertRow struct {
 	Ratio float64 `json:"time_by_lazyerofs"`
 	Low   float64 `json:"time_by_lazyerofs_min"`
 	High  float64 `json:"time_by_lazyerofs_max"`
+	// CPURatio is the same of the processor time, which other load changes less.
+	CPURatio float64 `json:"cpu_by_lazyerofs"`
 }
 
 // add takes the outcome of one round.
@@ -60,11 +62,13 @@ func (r *convertReport) compare() {
 		x := &r.Rows[i]
 		base := r.row(x.Image, x.Input, rival(x.System))
 		x = &r.Rows[i] // row may have moved it
-		var all []float64
+		var all, cpu []float64
 		for k := range min(len(x.Wall), len(base.Wall)) {
 			all = append(all, x.Wall[k].Seconds()/base.Wall[k].Seconds())
+			cpu = append(cpu, x.CPU[k].Seconds()/max(base.CPU[k].Seconds(), 1e-3))
 		}
 		x.Low, x.Ratio, x.High = lowMidHigh(all)
+		_, x.CPURatio, _ = lowMidHigh(cpu)
 	}
 }
 
@@ -72,38 +76,13 @@ func (r *convertReport) table() string {
 	r.compare()
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "image\tfrom\tsystem\ts\tCPU s\tpeak MiB\tMB\ttime / ours\tmin-max\t")
+	fmt.Fprintln(w, "image\tfrom\tsystem\ts\tCPU s\tpeak MiB\tMB\ttime / ours\tmin-max\tCPU / ours\t")
 	for _, x := range r.Rows {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%.2f\t%.2f\t%d\t%.1f\t%.2f\t%.2f-%.2f\t\n", x.Image, x.Input, x.System,
-			medianOf(x.Wall).Seconds(), medianOf(x.CPU).Seconds(), x.Peak>>10, float64(x.Size)/1e6, x.Ratio, x.Low, x.High)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.2f\t%.2f\t%d\t%.1f\t%.2f\t%.2f-%.2f\t%.2f\t\n", x.Image, x.Input, x.System,
+			medianOf(x.Wall).Seconds(), medianOf(x.CPU).Seconds(), x.Peak>>10, float64(x.Size)/1e6, x.Ratio, x.Low, x.High, x.CPURatio)
 	}
 	_ = w.Flush() // a bytes.Buffer takes everything
 	fmt.Fprintf(&b, "\nwhere lazyerofs spends its processor time, %%\n")
-	fmt.Fprint(w, "\t")
-	for _, x := range r.Where {
-		fmt.Fprintf(w, "%s %s\t", x.Image, x.Input)
-	}
-	fmt.Fprintln(w)
-	for _, name := range append(partNames(), partOther) {
-		fmt.Fprintf(w, "%s\t", name)
-		for _, x := range r.Where {
-			fmt.Fprintf(w, "%.1f\t", 100*x.Parts[name])
-		}
-		fmt.Fprintln(w)
-	}
-	fmt.Fprint(w, "CPU s\t")
-	for _, x := range r.Where {
-		fmt.Fprintf(w, "%.2f\t", x.Total)
-	}
-	fmt.Fprintln(w)
-	_ = w.Flush() // a bytes.Buffer takes everything
+	b.WriteString(spendingTable(r.Where, func(x spending) string { return x.Image + " " + x.Input }))
 	return b.String()
-}
-
-func partNames() []string {
-	var names []string
-	for _, p := range parts {
-		names = append(names, p.name)
-	}
-	return names
 }

@@ -111,27 +111,33 @@ func parseStatus(status string) (memoryRow, error) {
 
 // heap stores the heap profile of the daemon whose metrics are at socket.
 func heap(ctx context.Context, socket, file string) error {
+	return fetchProfile(ctx, socket, "heap", file)
+}
+
+// fetchProfile stores a profile of the daemon whose metrics are at socket; name is
+// that of net/http/pprof, with its query.
+func fetchProfile(ctx context.Context, socket, name, file string) error {
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon/debug/pprof/heap", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon/debug/pprof/"+name, nil)
 	if err != nil {
-		return fmt.Errorf("asking for a heap profile: %w", err)
+		return fmt.Errorf("asking for the profile %s: %w", name, err)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("asking for a heap profile: %w", err)
+		return fmt.Errorf("asking for the profile %s: %w", name, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("asking for a heap profile: %s", resp.Status)
+		return fmt.Errorf("asking for the profile %s: %s", name, resp.Status)
 	}
 	out, err := os.Create(file)
 	if err != nil {
-		return fmt.Errorf("storing a heap profile: %w", err)
+		return fmt.Errorf("storing the profile %s: %w", name, err)
 	}
 	_, err = io.Copy(out, resp.Body)
 	return errors.Join(err, out.Close())

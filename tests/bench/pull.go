@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lazyerofs/lazyerofs/tests/coldstart"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
@@ -22,7 +26,7 @@ var mkfsTarOptions = []string{"-T0", "--mkfs-time", "--sort=none"}
 // pullers take a plain image in, in this order; ratios are against the first.
 var pullers = []coldstart.System{
 	coldstart.LazyerofsTar(), coldstart.Overlayfs(),
-	coldstart.Erofs(mkfsTarOptions...), coldstart.ErofsTarIndex("-T0", "--mkfs-time"),
+	coldstart.Erofs(mkfsTarOptions...),
 }
 
 // pullLines are what lies between the host and the registry: nothing, or a line
@@ -38,6 +42,7 @@ func pullLine(name string) (testenv.Profile, bool) {
 type pullOptions struct {
 	images, lines []string
 	rounds        int
+	keep          string
 	dir, out      string
 }
 
@@ -48,6 +53,7 @@ func parsePull(args []string) (pullOptions, error) {
 	f.StringVar(&images, "images", "python,go,node", "of python, go, node")
 	f.StringVar(&profiles, "lines", "none,lan", "of none, lan (10 ms, 100 MB/s), wan (50 ms, 12 MB/s)")
 	f.IntVar(&o.rounds, "rounds", 5, "pulls by each system of each image over each line")
+	f.StringVar(&o.keep, "profile", "", "directory for CPU profiles of our daemon; empty keeps none")
 	f.StringVar(&o.dir, "dir", scratchDir, "directory for scratch files, on ext4, xfs or btrfs")
 	f.StringVar(&o.out, "out", resultsDir, "directory for the JSON result")
 	if err := f.Parse(args); err != nil {
@@ -76,7 +82,8 @@ func parsePull(args []string) (pullOptions, error) {
 // pullReport is what a bench of pulls found.
 type pullReport struct {
 	machine
-	Rows []pullRow `json:"rows"`
+	Rows  []pullRow  `json:"rows"`
+	Where []spending `json:"where"` // of our daemon, while it pulls
 }
 
 // pullRow is one system that takes in one image over one line.
@@ -117,11 +124,9 @@ func runPull(ctx context.Context, args []string, out io.Writer) error {
 		for _, line := range o.lines {
 			p, _ := pullLine(line)
 			fmt.Fprintf(out, "%s over %s (%s)\n", image, line, p)
-			runs, size, err := measurePulls(ctx, image, p, o, out)
-			if err != nil {
+			if err := report.measure(ctx, image, line, p, o, out); err != nil {
 				return err
 			}
-			report.add(image, line, size, runs)
 		}
 	}
 	if err := report.noteLoad(); err != nil {
@@ -131,43 +136,95 @@ func runPull(ctx context.Context, args []string, out io.Writer) error {
 	return store(o.out, report.Date, "pull", report)
 }
 
-// measurePulls returns the results of every system, by name, and the image's size
-// as tar layers.
-func measurePulls(ctx context.Context, name string, p testenv.Profile, o pullOptions, out io.Writer) (_ map[string][]coldstart.Result, size int64, err error) {
+// measure lets every system pull an image over a line, in turn, and looks once more
+// at where our daemon spends its time.
+func (r *pullReport) measure(ctx context.Context, name, line string, p testenv.Profile, o pullOptions, out io.Writer) (err error) {
 	dir, err := os.MkdirTemp(o.dir, "lazyerofs-bench-")
 	if err != nil {
-		return nil, 0, fmt.Errorf("making a directory for the bench: %w", err)
+		return fmt.Errorf("making a directory for the bench: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	bed, err := coldstart.NewBed(dir, p)
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
 	defer func() { err = errors.Join(err, bed.Close()) }()
 	recipe, err := recipes[name](ctx)
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
 	image, err := recipe.Build(ctx, func(layer string) { fmt.Fprintln(out, "building the layer:", layer) })
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
 	if err := image.Push(ctx, bed.Registry.Addr()+"/"+image.Name+":"+coldstart.TagTar); err != nil {
-		return nil, 0, err
+		return err
 	}
 	runs := make(map[string][]coldstart.Result)
 	for round := range o.rounds {
 		for _, s := range pullers {
-			r, err := bed.Measure(ctx, s, image.Name, image.Ready)
+			x, err := bed.Measure(ctx, s, image.Name, image.Ready)
 			if err != nil {
-				return nil, 0, err
+				return err
 			}
 			fmt.Fprintf(out, "  %d/%d %-15s pull %6.2f s, %6.2f s of CPU, first run %5.2f s, %.1f MB on disk\n", round+1, o.rounds, s.Name(),
-				r.Pull.Seconds(), r.CPU.Seconds(), r.Run.Seconds(), float64(r.Disk)/1e6)
-			runs[s.Name()] = append(runs[s.Name()], r)
+				x.Pull.Seconds(), x.CPU.Seconds(), x.Run.Seconds(), float64(x.Disk)/1e6)
+			runs[s.Name()] = append(runs[s.Name()], x)
 		}
 	}
-	return runs, image.Size(), nil
+	r.add(name, line, image.Size(), runs)
+	file := filepath.Join(dir, "pull.pprof")
+	if o.keep != "" {
+		file = filepath.Join(o.keep, name+"-"+line+"-pull.pprof")
+	}
+	_, pull, _ := spread(runs[pullers[0].Name()], func(x coldstart.Result) int64 { return int64(x.Pull) })
+	where, err := profilePull(ctx, bed, image, time.Duration(pull), file)
+	where.Image, where.Input = name, line
+	r.Where = append(r.Where, where)
+	return err
+}
+
+// profilePull pulls once more and profiles the daemon meanwhile, for as long as a
+// pull takes.
+func profilePull(ctx context.Context, bed *coldstart.Bed, image *testenv.Image, pull time.Duration, file string) (spending, error) {
+	w := spending{Parts: make(map[string]float64)}
+	socket := filepath.Join(bed.Dir, "metrics.sock")
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		_, err := bed.Measure(ctx, coldstart.LazyerofsTarObserved(socket), image.Name, image.Ready)
+		return err
+	})
+	g.Go(func() error {
+		if err := awaitSocket(ctx, socket); err != nil {
+			return err
+		}
+		return fetchProfile(ctx, socket, fmt.Sprintf("profile?seconds=%d", max(1, pull/time.Second)), file)
+	})
+	if err := g.Wait(); err != nil {
+		return w, err
+	}
+	if err := w.addProfile(file); err != nil {
+		return w, err
+	}
+	w.finish()
+	return w, nil
+}
+
+// awaitSocket returns when something listens at a unix socket.
+func awaitSocket(ctx context.Context, socket string) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the daemon's metrics: %w", context.Cause(ctx))
+		}
+	}
 }
 
 // add takes the results of all systems on one image and line.
@@ -214,5 +271,7 @@ func (r *pullReport) table() string {
 			x.Pull, x.CPU, x.Run, float64(x.Disk)/1e6, x.Ratio, x.Low, x.High)
 	}
 	_ = w.Flush() // a bytes.Buffer takes everything
+	fmt.Fprintf(&b, "\nwhere our daemon spends its processor time meanwhile, %%\n")
+	b.WriteString(spendingTable(r.Where, func(x spending) string { return x.Image + " " + x.Input }))
 	return b.String()
 }

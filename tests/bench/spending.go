@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/google/pprof/profile"
@@ -18,7 +20,7 @@ import (
 // spending is on what a program spent its processor time.
 type spending struct {
 	Image string  `json:"image"`
-	Input string  `json:"input"`
+	Input string  `json:"input,omitempty"`
 	Total float64 `json:"cpu_seconds"`
 	// Parts are shares of Total by the names in parts, and "other".
 	Parts map[string]float64 `json:"parts"`
@@ -42,6 +44,8 @@ var parts = []part{
 	{"garbage collector", []string{"runtime.gcBgMarkWorker", "runtime.bgsweep", "runtime.bgscavenge", "runtime.gcAssistAlloc", "runtime.gcStart"}},
 	{"goroutines", []string{"runtime.schedule", "runtime.mcall", "runtime.park_m", "runtime.futex", "runtime.goready", "runtime.sysmon", "runtime.chan", "runtime.selectgo"}},
 	{"decompress input", []string{"github.com/klauspost/compress/flate.", "github.com/klauspost/compress/gzip.", "github.com/lazyerofs/lazyerofs/differ.openInput"}},
+	{"receive blob", []string{"google.golang.org/grpc", "github.com/containerd/containerd/v2/core/content/proxy."}},
+	{"write layer", []string{"github.com/lazyerofs/lazyerofs/differ.(*sparseWriter)", "github.com/lazyerofs/lazyerofs/differ.writeLayer"}},
 	{"compress", []string{"github.com/lazyerofs/lazyerofs/differ.(*codec).encode"}},
 	{"decompress again", []string{"github.com/lazyerofs/lazyerofs/differ.(*codec).decode"}},
 	{"write spool", []string{"github.com/lazyerofs/lazyerofs/differ.(*spool).Write", "github.com/lazyerofs/lazyerofs/differ.(*spool).flush"}},
@@ -96,6 +100,36 @@ func (w *spending) finish() {
 	for k := range w.Parts {
 		w.Parts[k] /= max(w.Total, 1e-9)
 	}
+}
+
+// spendingTable has a column for each of all, under the name that title gives.
+func spendingTable(all []spending, title func(spending) string) string {
+	var b bytes.Buffer
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
+	line := func(name string, value func(spending) string) {
+		fmt.Fprintf(w, "%s\t", name)
+		for _, x := range all {
+			fmt.Fprintf(w, "%s\t", value(x))
+		}
+		fmt.Fprintln(w)
+	}
+	line("", title)
+	for _, name := range append(partNames(), partOther) {
+		if slices.ContainsFunc(all, func(x spending) bool { return x.Parts[name] > 0 }) {
+			line(name, func(x spending) string { return fmt.Sprintf("%.1f", 100*x.Parts[name]) })
+		}
+	}
+	line("CPU s", func(x spending) string { return fmt.Sprintf("%.2f", x.Total) })
+	_ = w.Flush() // a bytes.Buffer takes everything
+	return b.String()
+}
+
+func partNames() []string {
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return names
 }
 
 // profileOf converts an image once more, with a profile.

@@ -50,27 +50,26 @@ func LazyerofsTar(forbid ...string) System {
 	return ctr{name: "lazyerofs-tar", snapshotter: "lazyerofs", tag: TagTar, lazy: true, forbid: forbid}
 }
 
+// LazyerofsTarObserved is LazyerofsTar with the daemon's metrics and profiles at a
+// unix socket.
+func LazyerofsTarObserved(socket string) System {
+	return ctr{
+		name: "lazyerofs-tar", snapshotter: "lazyerofs", tag: TagTar, lazy: true,
+		metrics: map[string]any{"address": "unix:" + socket, "pprof": true},
+	}
+}
+
 // Erofs is containerd's own EROFS snapshotter and differ, which runs mkfs.erofs:
 // PATH must lead to one that takes tars. Layers are downloaded whole.
 func Erofs(mkfsOptions ...string) System {
 	return ctr{name: "erofs", snapshotter: "erofs", tag: TagTar, config: erofsConfig(mkfsOptions)}
 }
 
-// ErofsTarIndex is Erofs in its mode that keeps the tar of a layer and puts an
-// index before it.
-func ErofsTarIndex(mkfsOptions ...string) System {
-	config := erofsConfig(mkfsOptions)
-	config["plugins"].(map[string]any)[erofsDiffer].(map[string]any)["enable_tar_index"] = true //nolint:errcheck // made by erofsConfig
-	return ctr{name: "erofs-tarindex", snapshotter: "erofs", tag: TagTar, config: config}
-}
-
-const erofsDiffer = "io.containerd.differ.v1.erofs"
-
 // erofsConfig is what containerd's documentation of its EROFS snapshotter says.
 func erofsConfig(mkfsOptions []string) map[string]any {
 	return map[string]any{"plugins": map[string]any{
 		"io.containerd.service.v1.diff-service": map[string]any{"default": []string{"erofs", "walking"}},
-		erofsDiffer:                             map[string]any{"mkfs_options": mkfsOptions},
+		"io.containerd.differ.v1.erofs":         map[string]any{"mkfs_options": mkfsOptions},
 		"io.containerd.transfer.v1.local": map[string]any{"unpack_config": []map[string]any{
 			{"platform": "linux/" + runtime.GOARCH, "snapshotter": "erofs", "differ": "erofs"},
 		}},
@@ -83,16 +82,18 @@ type ctr struct {
 	lazy                   bool
 	forbid                 []string       // drivers
 	config                 map[string]any // of containerd
+	metrics                map[string]any // of the daemon
 }
 
 func (s ctr) Name() string { return s.name }
 func (s ctr) Tag() string  { return s.tag }
 
 func (s ctr) Start(ctx context.Context, dir string) (Node, error) {
-	n, err := testenv.StartHost(ctx, dir, testenv.HostOptions{
-		Lazy:   s.lazy,
-		Daemon: map[string]any{"driver": map[string]any{"forbid": s.forbid}}, Containerd: s.config,
-	})
+	daemon := map[string]any{"driver": map[string]any{"forbid": s.forbid}}
+	if s.metrics != nil {
+		daemon["metrics"] = s.metrics
+	}
+	n, err := testenv.StartHost(ctx, dir, testenv.HostOptions{Lazy: s.lazy, Daemon: daemon, Containerd: s.config})
 	if err != nil {
 		return nil, err
 	}
