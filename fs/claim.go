@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 
 	"github.com/containerd/stargz-snapshotter/fs/source"
@@ -72,12 +73,9 @@ func claim(desc ocispec.Descriptor, diffID string) (ocispec.Descriptor, error) {
 		if have != "" && have != claimed.String() {
 			return desc, fail(ReasonIdentity, "layer %s decompresses to %s by its annotation, but the image calls it %s", desc.Digest, have, claimed)
 		}
-		a := map[string]string{chunk.AnnotationUncompressedDigest: claimed.String()}
-		for k, v := range desc.Annotations {
-			if k != chunk.LabelUncompressedDigest { // the draft's key is the one that counts
-				a[k] = v
-			}
-		}
+		a := make(map[string]string, len(desc.Annotations)+1) // the caller's map stays as it is
+		maps.Copy(a, desc.Annotations)
+		delete(a, chunk.LabelUncompressedDigest) // the draft's key is the one that counts
 		a[chunk.AnnotationUncompressedDigest] = claimed.String()
 		desc.Annotations = a
 	}
