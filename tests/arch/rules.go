@@ -29,6 +29,8 @@ var rules = []rule{
 	{"fs/format/all", []string{"fs/chunk", "fs/kernel", "fs/erofs", "fs/remote", "fs/format", "estargz-compat"}, "the list of formats"},
 	{"fs/format", []string{"fs/chunk", "fs/kernel", "fs/erofs", "fs/remote", "fs/format"}, "a format yields a plan and mounts nothing"},
 	{"fs/driver/all", []string{"fs/chunk", "fs/kernel", "fs/erofs", "fs/fdstore", "fs/dmverity", "fs/driver"}, "the list of drivers"},
+	{"fs/driver/lifetime", nil, "what drivers share knows no driver"},
+	{"fs/driver/mountproc", []string{"fs/chunk", "fs/kernel", "fs/erofs"}, "a child that knew drivers could hold what it waits for"},
 	{"fs/driver", []string{"fs/chunk", "fs/kernel", "fs/erofs", "fs/fdstore", "fs/dmverity", "fs/driver"}, "a driver that knew the network could not answer the kernel"},
 	{"fs/layer", []string{"fs/chunk", "fs/kernel", "fs/erofs", "fs/remote", "fs/cache", "fs/fsverity", "fs/format$"}, "a layer is the same whatever its format and its driver"},
 	{"fs", []string{"fs/chunk", "fs/kernel", "fs/erofs", "fs/fdstore", "fs/fsverity", "fs/remote", "fs/cache", "fs/layer", "fs/format$", "fs/driver$"}, "a file system gets its formats and drivers from cmd"},

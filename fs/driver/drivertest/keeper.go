@@ -2,13 +2,11 @@ package drivertest
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 )
 
 // Keeper keeps descriptors as a supervisor would, but in this process: its
@@ -26,7 +24,7 @@ func (k *Keeper) Put(name string, f *os.File) error {
 	if k.fail != nil {
 		return k.fail
 	}
-	dup, err := duplicate(f)
+	dup, err := lifetime.DuplicateFile(f)
 	if err != nil {
 		return err
 	}
@@ -63,7 +61,7 @@ func (k *Keeper) Inherited() (driver.Inheritance, error) {
 	files := driver.Inheritance{}
 	for name, held := range k.held {
 		for _, f := range held {
-			dup, err := duplicate(f)
+			dup, err := lifetime.DuplicateFile(f)
 			if err != nil {
 				return nil, err
 			}
@@ -91,22 +89,4 @@ func (k *Keeper) Close() error {
 		errs = append(errs, k.Remove(name))
 	}
 	return errors.Join(errs...)
-}
-
-func duplicate(f *os.File) (*os.File, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var dup int
-	var dupErr error
-	if err := raw.Control(func(fd uintptr) {
-		dup, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3)
-	}); err != nil {
-		return nil, err
-	}
-	if dupErr != nil {
-		return nil, fmt.Errorf("duplicating %s: %w", f.Name(), dupErr)
-	}
-	return os.NewFile(uintptr(dup), f.Name()), nil
 }

@@ -165,7 +165,7 @@ func mountIn(oob []byte) (*os.File, error) {
 		}
 		return os.NewFile(uintptr(fds[0]), "mount"), nil
 	}
-	return nil, nil //nolint:nilnil // there need be none
+	return nil, nil
 }
 
 // Meet lets the kernel ask the server of a new FUSE mount, whose root directory
