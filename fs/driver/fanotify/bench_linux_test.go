@@ -5,22 +5,12 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
 )
-
-// slow is a layer that is resident but never says that it is complete, so that
-// its mark stays.
-type slow struct {
-	*drivertest.Layer
-	never chan struct{}
-}
-
-func (s *slow) Complete() <-chan struct{} { return s.never }
 
 // BenchmarkResident reads 64 MiB that are resident, with cold page cache of the
 // mount, by another process: without a mark and with one, for which every read
@@ -41,38 +31,9 @@ func BenchmarkResident(b *testing.B) {
 	}
 }
 
-func benchmark(b *testing.B, img *drivertest.Image, conf Config, marked bool, block int) {
+func benchmark(b *testing.B, img *drivertest.Image, conf Config, served bool, block int) {
 	k := &drivertest.Keeper{}
-	d := newDriver(b, k, conf)
-	dir, target := b.TempDir(), b.TempDir()
-	inner := drivertest.NewLayer(b, dir, "big", img)
-	require.NoError(b, inner.Fill(b.Context()))
-	l := &slow{Layer: inner, never: make(chan struct{})}
-	if !marked {
-		close(l.never)
-	}
-	m, err := d.Mount(b.Context(), target, l)
-	require.NoError(b, err)
-	var total time.Duration
-	events := d.Stats().Hits
-	for b.Loop() {
-		took, err := drivertest.TimeReads(b.Context(), filepath.Join(target, "big"), block)
-		require.NoError(b, err)
-		total += took
-	}
-	events = d.Stats().Hits - events
-	n := float64(b.N)
-	if block == 0 {
-		b.ReportMetric(total.Seconds()*1e6/n/float64(len(img.Data)/4096), "us/read")
-	} else {
-		b.ReportMetric(float64(len(img.Data))*n/1e6/total.Seconds(), "MB/s")
-	}
-	b.ReportMetric(float64(events)/n, "events/op")
-	require.NoError(b, m.Close(b.Context()))
-	<-m.Done()
-	require.NoError(b, d.Shutdown(b.Context()))
-	require.NoError(b, inner.Close())
-	require.NoError(b, k.Close())
+	drivertest.BenchResident(b, newDriver(b, k, conf), k, img, served, block)
 }
 
 // BenchmarkParallel is eight processes that read the same resident file at random
@@ -84,8 +45,7 @@ func BenchmarkParallel(b *testing.B) {
 		b.Run(fmt.Sprintf("marked-%d", readers), func(b *testing.B) {
 			k := &drivertest.Keeper{}
 			d := newDriver(b, k, Config{Readers: readers})
-			l := &slow{Layer: drivertest.NewLayer(b, b.TempDir(), "big", img), never: make(chan struct{})}
-			require.NoError(b, l.Fill(b.Context()))
+			l := drivertest.NewUnending(b, b.TempDir(), "big", img)
 			target := b.TempDir()
 			m, err := d.Mount(b.Context(), target, l)
 			require.NoError(b, err)

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 	"github.com/lazyerofs/lazyerofs/fs/kernel"
 )
@@ -34,10 +34,9 @@ type Driver struct {
 
 	journal  *journal                 // nil until started
 	owing    atomic.Pointer[recovery] // nil when the predecessor's events are answered
-	stopping chan struct{}
+	watchers *lifetime.Watchers       // of completion and of superblocks
 	loops    sync.WaitGroup
 	fills    sync.WaitGroup // also those of owing
-	owned    sync.WaitGroup // watchers of completion and of superblocks
 
 	hits, misses, denied atomic.Uint64
 	denials              *driver.Denials
@@ -49,7 +48,6 @@ type Driver struct {
 	writers   int     // kept
 	settled   bool    // nothing more can be adopted
 	lost      []*slot // overflows that wait for Settle
-	mounts    map[*mount]struct{}
 }
 
 // New returns the driver. When a predecessor left a group among the inherited
@@ -64,8 +62,7 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 	d := &Driver{
 		conf:     conf,
 		wake:     -1,
-		stopping: make(chan struct{}),
-		mounts:   map[*mount]struct{}{},
+		watchers: lifetime.NewWatchers(),
 		settled:  true,
 		denials:  driver.NewDenials(),
 	}
@@ -117,7 +114,7 @@ func (d *Driver) Adopt(_ context.Context, target string, l driver.Layer) (driver
 	if err != nil {
 		return nil, fmt.Errorf("adopting layer %s at %s: %w", l.ID(), target, err)
 	}
-	m.settle(super)
+	m.super = super
 	switch {
 	case fresh:
 		d.conf.Quarantine([]string{l.ID()}, ErrUnguarded)
@@ -139,14 +136,13 @@ func (d *Driver) prepare(target string, l driver.Layer, adopting bool) (m *mount
 	if d.down {
 		return nil, false, ErrShutdown
 	}
-	m = &mount{d: d, target: target, layer: l, done: make(chan struct{})}
+	m = d.newMount(target)
 	old := (*d.table.Load())[k]
-	if stray := old != nil && old.layer == nil && old.writer == nil; completed(l) && (old == nil || stray) {
+	if stray := old != nil && old.layer == nil && old.writer == nil; lifetime.Closed(l.Complete()) && (old == nil || stray) {
 		if stray || adopting && !d.settled {
 			// Events from before it was complete may still come.
 			m.guard = d.vouch(l, k)
 		}
-		d.mounts[m] = struct{}{}
 		return m, false, nil
 	} else if stray {
 		old = nil
@@ -169,7 +165,6 @@ func (d *Driver) prepare(target string, l driver.Layer, adopting bool) (m *mount
 	if m.guard, err = d.protect(l, k); err != nil {
 		return nil, false, err
 	}
-	d.mounts[m] = struct{}{}
 	return m, old == nil, nil
 }
 
@@ -193,7 +188,7 @@ func (d *Driver) Settle() ([]string, error) {
 		default:
 			g.letGo()
 			ids = append(ids, g.id)
-			d.owned.Go(func() { d.bury(g) })
+			d.watchers.Go(func() { d.bury(g) })
 		}
 	}
 	for _, s := range d.lost {
@@ -207,7 +202,7 @@ func (d *Driver) Settle() ([]string, error) {
 // bury drops a guard that no mount owns, and whose superblock is not known, once
 // nobody has the file open.
 func (d *Driver) bury(g *guard) {
-	gone := d.awaitThat(func() bool {
+	gone := d.watchers.Await(func() bool {
 		yes, err := alone(g.writer)
 		if err != nil {
 			d.trouble("layer "+g.id+", which nobody adopted, stays guarded", err)
@@ -257,15 +252,13 @@ func (d *Driver) Shutdown(ctx context.Context) error {
 	started := d.started
 	d.mu.Unlock()
 
-	var err error
+	d.watchers.Stop()
 	if started {
-		d.stop()
-	} else {
-		close(d.stopping)
+		d.wakeLoops()
 	}
-	err = d.drain(ctx)
+	err := lifetime.Finish(ctx, d.cancel, &d.loops, &d.fills)
 	d.cancel()
-	d.owned.Wait()
+	d.watchers.Wait()
 	if started {
 		err = errors.Join(err, d.group.close(), unix.Close(d.wake))
 		if r := d.owing.Load(); r != nil {
@@ -274,10 +267,4 @@ func (d *Driver) Shutdown(ctx context.Context) error {
 		err = errors.Join(err, d.journal.close())
 	}
 	return err
-}
-
-// dataPath is a path by which the kernel opens the file of f anew.
-func dataPath(f *os.File) (path string, err error) {
-	err = control(f, func(fd int) { path = fmt.Sprintf("/proc/self/fd/%d", fd) })
-	return path, err
 }

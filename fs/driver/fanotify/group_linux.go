@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 )
 
 const (
@@ -37,7 +39,7 @@ func newGroup() (*group, error) {
 
 // adoptGroup duplicates the group that f holds.
 func adoptGroup(f *os.File) (*group, error) {
-	fd, err := duplicate(f)
+	fd, err := lifetime.Duplicate(f)
 	if err != nil {
 		return nil, fmt.Errorf("adopting a fanotify group: %w", err)
 	}
@@ -47,24 +49,6 @@ func adoptGroup(f *os.File) (*group, error) {
 		return nil, errors.Join(fmt.Errorf("adopting a fanotify group: %w", err), unix.Close(fd))
 	}
 	return &group{fd: fd}, nil
-}
-
-// duplicate returns a new descriptor of the same open file. It does not use Fd,
-// which would make the shared open file blocking.
-func duplicate(f *os.File) (fd int, err error) {
-	ctlErr := control(f, func(n int) {
-		fd, err = unix.FcntlInt(uintptr(n), unix.F_DUPFD_CLOEXEC, 3)
-	})
-	return fd, errors.Join(ctlErr, err)
-}
-
-// control runs fn with the descriptor of f.
-func control(f *os.File, fn func(fd int)) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(func(fd uintptr) { fn(int(fd)) })
 }
 
 // mark asks for events of the file; asking again changes nothing.
@@ -82,12 +66,11 @@ func (g *group) unmark(f *os.File) error {
 }
 
 func (g *group) change(f *os.File, flags uint, what string) error {
-	var err error
-	ctlErr := control(f, func(fd int) {
+	err := lifetime.Control(f, func(fd int) error {
 		// Without a path, the file that the descriptor is of.
-		err = unix.FanotifyMark(g.fd, flags, unix.FAN_PRE_ACCESS, fd, "")
+		return unix.FanotifyMark(g.fd, flags, unix.FAN_PRE_ACCESS, fd, "")
 	})
-	if err = errors.Join(ctlErr, err); err != nil {
+	if err != nil {
 		return fmt.Errorf("%s %s: %w", what, f.Name(), err)
 	}
 	return nil
@@ -171,8 +154,7 @@ func keyOf(f *os.File) (key, error) {
 }
 
 func stat(f *os.File) (st unix.Stat_t, err error) {
-	ctlErr := control(f, func(fd int) { err = unix.Fstat(fd, &st) })
-	if err = errors.Join(ctlErr, err); err != nil {
+	if err = lifetime.Control(f, func(fd int) error { return unix.Fstat(fd, &st) }); err != nil {
 		return st, fmt.Errorf("identifying %s: %w", f.Name(), err)
 	}
 	return st, nil
@@ -185,13 +167,13 @@ func sameOpenFile(a, b *os.File) (bool, error) {
 	pid := uintptr(os.Getpid())
 	var diff uintptr
 	var errno syscall.Errno
-	var inner error
-	err := control(a, func(x int) {
-		inner = control(b, func(y int) {
+	err := lifetime.Control(a, func(x int) error {
+		return lifetime.Control(b, func(y int) error {
 			diff, _, errno = unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, uintptr(x), uintptr(y), 0)
+			return nil
 		})
 	})
-	if err = errors.Join(err, inner); err != nil {
+	if err != nil {
 		return false, err
 	}
 	return errno == unix.ENOSYS || errno == 0 && diff == 0, nil
@@ -201,16 +183,17 @@ func sameOpenFile(a, b *os.File) (bool, error) {
 // is on its inode: no superblock then holds it. A write lease is granted only in
 // that case (fcntl(2)); it is given back at once.
 func alone(f *os.File) (yes bool, err error) {
-	ctlErr := control(f, func(fd int) {
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_WRLCK)
+	err = lifetime.Control(f, func(fd int) error {
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_WRLCK)
 		if err == nil {
 			yes = true
 			_, err = unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
 		} else if errors.Is(err, unix.EAGAIN) {
 			err = nil
 		}
+		return err
 	})
-	if err = errors.Join(ctlErr, err); err != nil {
+	if err != nil {
 		return false, fmt.Errorf("asking who has %s open: %w", f.Name(), err)
 	}
 	return yes, nil

@@ -70,7 +70,7 @@ func (d *Driver) protect(l driver.Layer, k key) (*guard, error) {
 	if old != nil {
 		old.letGo()
 	}
-	d.owned.Go(func() { d.watch(g) })
+	d.watchers.Go(func() { d.watch(g) })
 	return g, nil
 }
 
@@ -172,7 +172,7 @@ func (d *Driver) watch(g *guard) {
 	select {
 	case <-g.stop:
 		return
-	case <-d.stopping: // a successor looks again
+	case <-d.watchers.Stopping(): // a successor looks again
 		return
 	case <-g.layer.Complete():
 	}
@@ -209,13 +209,4 @@ func (d *Driver) update(change func(map[key]*guard)) {
 	t := maps.Clone(*d.table.Load())
 	change(t)
 	d.table.Store(&t)
-}
-
-func completed(l driver.Layer) bool {
-	select {
-	case <-l.Complete():
-		return true
-	default:
-		return false
-	}
 }

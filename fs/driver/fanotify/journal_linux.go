@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 )
 
 // journal is the shared memory into which the kernel writes the events that this
@@ -55,12 +57,13 @@ func openJournal(f *os.File, n int) (*journal, error) {
 		size = need
 	}
 	j := &journal{file: f, free: make(chan *slot, size/slotLen)}
-	ctlErr := control(f, func(fd int) {
+	err = lifetime.Control(f, func(fd int) (err error) {
 		// Populated and locked: a fault on these pages in the middle of read(2)
 		// could fail, and the kernel would deny the event.
 		j.mem, err = unix.Mmap(fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+		return err
 	})
-	if err = errors.Join(ctlErr, err); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("mapping the journal of events: %w", err)
 	}
 	j.slots = unsafe.Slice((*slot)(unsafe.Pointer(&j.mem[slotLen])), size/slotLen-1)

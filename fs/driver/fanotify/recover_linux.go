@@ -217,7 +217,7 @@ func (d *Driver) fill(g *guard, off, n int64) error {
 	for g.layer == nil {
 		select {
 		case <-g.adopted:
-		case <-d.stopping:
+		case <-d.watchers.Stopping():
 			return errStopped
 		}
 		next := (*d.table.Load())[g.key]

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 )
 
 // reservedName is the name in an Inheritance under which Reserve puts what
@@ -77,15 +78,15 @@ func numbers(list []owed) []int {
 // beyond the limit, where the kernel cannot use it either.
 func occupy(f *os.File, fd int) (*os.File, error) {
 	var got int
-	var err error
-	ctlErr := control(f, func(n int) {
+	err := lifetime.Control(f, func(n int) (err error) {
 		got, err = unix.FcntlInt(uintptr(n), unix.F_DUPFD_CLOEXEC, fd)
+		return err
 	})
 	switch {
 	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EMFILE):
-		return nil, ctlErr
-	case err != nil || ctlErr != nil:
-		return nil, errors.Join(err, ctlErr)
+		return nil, nil
+	case err != nil:
+		return nil, err
 	case got != fd:
 		return nil, unix.Close(got)
 	}
@@ -105,11 +106,9 @@ func move(in driver.Inheritance, fd int) error {
 			if at != fd || name == reservedName {
 				continue
 			}
-			dup, err := duplicate(f)
-			if err != nil {
+			if files[i], err = lifetime.DuplicateFile(f); err != nil {
 				return err
 			}
-			files[i] = os.NewFile(uintptr(dup), f.Name())
 			// Closed, not replaced by dup3: the runtime polls the file, and an end
 			// that it does not see would leave it in its epoll set.
 			if err := f.Close(); err != nil {
@@ -127,7 +126,7 @@ func move(in driver.Inheritance, fd int) error {
 
 // number is the descriptor number of f.
 func number(f *os.File) (fd int, err error) {
-	err = control(f, func(n int) { fd = n })
+	err = lifetime.Control(f, func(n int) error { fd = n; return nil })
 	return fd, err
 }
 

@@ -1,10 +1,7 @@
 package fanotify
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"time"
 
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
@@ -41,7 +38,7 @@ func (l *loop) run() {
 	for l.arm() {
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			l.d.trouble("waiting for events", err)
-			if !l.d.pause() {
+			if !l.d.watchers.Pause() {
 				return
 			}
 			continue
@@ -59,7 +56,7 @@ func (l *loop) run() {
 // asks for its next range before this thread has gone to sleep, and then poll(2)
 // is spared, as it is for every event of several readers but the first.
 func (l *loop) drain() {
-	for l.take() && !l.d.ending() && l.arm() {
+	for l.take() && !l.d.watchers.Stopped() && l.arm() {
 	}
 }
 
@@ -72,7 +69,7 @@ func (l *loop) arm() bool {
 	select {
 	case l.slot = <-l.d.journal.free:
 		return true
-	case <-l.d.stopping:
+	case <-l.d.watchers.Stopping():
 		return false
 	}
 }
@@ -91,7 +88,7 @@ func (l *loop) take() bool {
 		l.slot.clear()
 		l.d.denied.Add(1)
 		l.d.trouble("taking an event", err)
-		l.d.pause()
+		l.d.watchers.Pause()
 	}
 	return false
 }
@@ -263,53 +260,11 @@ func (d *Driver) trouble(what string, err error) {
 	log.G(d.ctx).WithError(err).Error("fanotify: " + what)
 }
 
-// pause keeps a loop that cannot read from spinning; false in Shutdown.
-func (d *Driver) pause() bool {
-	t := time.NewTimer(10 * time.Millisecond)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-d.stopping:
-		return false
-	}
-}
-
-// ending reports whether Shutdown has begun.
-func (d *Driver) ending() bool {
-	select {
-	case <-d.stopping:
-		return true
-	default:
-		return false
-	}
-}
-
-// stop is the way out of the loops, used once.
-func (d *Driver) stop() {
-	close(d.stopping)
+// wakeLoops lets the loops see that they are to end, used once.
+func (d *Driver) wakeLoops() {
 	// An eventfd stays readable until it is read, so every loop sees it. Its
 	// counter cannot overflow by one write.
 	if _, err := unix.Write(d.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
 		d.trouble("stopping", err)
-	}
-}
-
-// drain waits for the loops and the fills; when ctx ends first, the fills are
-// cancelled and deny.
-func (d *Driver) drain(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		d.loops.Wait()
-		d.fills.Wait()
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		d.cancel()
-		<-done
-		return fmt.Errorf("finishing the reads in progress: %w", ctx.Err())
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 )
 
 const (
@@ -137,7 +138,7 @@ func TestHotPathAllocatesNothing(t *testing.T) {
 	require.NoError(t, err)
 	j, err := newJournal(1)
 	require.NoError(t, err)
-	d := &Driver{group: g, journal: j}
+	d := &Driver{group: g, journal: j, watchers: lifetime.NewWatchers()}
 	d.table.Store(&map[key]*guard{k: {key: k, id: "layer", layer: layer}})
 
 	// Every read(2) of the marked file itself is an event.
@@ -265,7 +266,7 @@ func TestShutdownFinishesWhatWasTaken(t *testing.T) {
 	require.Eventually(t, func() bool { return r.d.journal.taken() > 0 }, patience, time.Millisecond)
 	down := make(chan error, 1)
 	go func() { down <- r.d.Shutdown(context.Background()) }()
-	<-r.d.stopping
+	<-r.d.watchers.Stopping()
 	release()
 	require.NoError(t, r.await(down))
 	inherited, err := r.keeper.Inherited()
