@@ -20,7 +20,7 @@ func (d *Driver) cull(keys []string) error {
 	for _, key := range keys {
 		tries := 0
 		var err error
-		d.awaitThat(func() bool {
+		d.watchers.Await(func() bool {
 			tries++
 			var n int
 			n, err = d.cullFiles(key)

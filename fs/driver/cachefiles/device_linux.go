@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 )
 
 const (
@@ -62,27 +64,11 @@ func bindDevice(dir string) (_ *device, err error) {
 // adoptDevice duplicates the device that f holds and has what a predecessor took
 // and did not answer asked again.
 func adoptDevice(f *os.File) (*device, error) {
-	fd, err := duplicate(f)
+	fd, err := lifetime.Duplicate(f)
 	if err != nil {
 		return nil, fmt.Errorf("adopting %s: %w", devicePath, err)
 	}
 	return &device{fd: fd}, nil
-}
-
-func duplicate(f *os.File) (fd int, err error) {
-	ctlErr := control(f, func(n int) {
-		fd, err = unix.FcntlInt(uintptr(n), unix.F_DUPFD_CLOEXEC, 3)
-	})
-	return fd, errors.Join(ctlErr, err)
-}
-
-// control runs fn with the descriptor of f.
-func control(f *os.File, fn func(fd int)) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(func(fd uintptr) { fn(int(fd)) })
 }
 
 // file is a duplicate of the device, for a Keeper.
@@ -144,13 +130,12 @@ func (d *device) close() error {
 
 // complete answers READ: what is there now is what there is.
 func complete(object *os.File, msg uint32) error {
-	var no unix.Errno
-	err := control(object, func(fd int) {
-		_, _, no = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), readComplete, uintptr(msg))
+	err := lifetime.Control(object, func(fd int) error {
+		if _, _, no := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), readComplete, uintptr(msg)); no != 0 {
+			return no
+		}
+		return nil
 	})
-	if err == nil && no != 0 {
-		err = no
-	}
 	if err != nil {
 		return fmt.Errorf("completing read request %d: %w", msg, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 	"github.com/lazyerofs/lazyerofs/fs/kernel"
 )
 
@@ -34,10 +35,9 @@ type Driver struct {
 	buffers  sync.Pool
 
 	tokens   chan struct{}
-	stopping chan struct{}
+	watchers *lifetime.Watchers // of superblocks
 	loop     sync.WaitGroup
 	tasks    sync.WaitGroup // requests in progress
-	owned    sync.WaitGroup // watchers of superblocks
 
 	hits, misses, denied atomic.Uint64
 	denials              *driver.Denials
@@ -66,7 +66,7 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 		complete: complete,
 		denials:  driver.NewDenials(),
 		tokens:   make(chan struct{}, conf.MaxInFlight),
-		stopping: make(chan struct{}),
+		watchers: lifetime.NewWatchers(),
 		guards:   map[string]*guard{},
 		objects:  map[uint32]*object{},
 		mounts:   map[*mount]struct{}{},
@@ -220,14 +220,13 @@ func (d *Driver) Shutdown(ctx context.Context) error {
 	started := d.dev != nil
 	d.mu.Unlock()
 
+	d.watchers.Stop()
 	if started {
-		d.stop()
-	} else {
-		close(d.stopping)
+		d.wakeLoop()
 	}
-	err := d.drain(ctx)
+	err := lifetime.Finish(ctx, d.cancel, &d.loop, &d.tasks)
 	d.cancel()
-	d.owned.Wait()
+	d.watchers.Wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for m := range d.mounts {

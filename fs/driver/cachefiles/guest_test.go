@@ -131,7 +131,8 @@ func (w *writer) Write(p []byte) (int, error) {
 // is open and answers nothing.
 func (d *Driver) vanish() {
 	d.complete = func(*os.File, uint32) error { return nil }
-	d.stop()
+	d.watchers.Stop()
+	d.wakeLoop()
 	d.loop.Wait()
 	d.mu.Lock()
 	d.down = true

@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
@@ -23,22 +23,21 @@ const kernelWait = 10 * time.Second
 
 // mount is one mounted layer.
 type mount struct {
-	d      *Driver
-	target string
-	layer  driver.Layer
-	plan   *plan  // nil: the data file itself is mounted
-	super  string // below /sys/fs/erofs
-	done   chan struct{}
-	state  state // under Driver.mu
+	*lifetime.Mount
+	d     *Driver
+	plan  *plan  // nil: the data file itself is mounted
+	super string // below /sys/fs/erofs
 }
 
-type state uint8
-
-const (
-	mounted state = iota
-	closing
-	released
-)
+func (d *Driver) newMount(target string) (*mount, error) {
+	target, err := filepath.Abs(target)
+	if err != nil {
+		return nil, err
+	}
+	m := &mount{d: d}
+	m.Mount = d.watchers.Mount(lifetime.Config{Target: target, Ended: m.ended, Down: ErrShutdown})
+	return m, nil
+}
 
 // Mount mounts a layer whose metadata is resident. A complete layer is mounted
 // from its data file where the kernel can, and needs nobody then.
@@ -54,13 +53,12 @@ func (d *Driver) Mount(ctx context.Context, target string, l driver.Layer) (driv
 }
 
 func (d *Driver) mount(ctx context.Context, target string, l driver.Layer) (*mount, error) {
-	target, err := filepath.Abs(target)
+	m, err := d.newMount(target)
 	if err != nil {
 		return nil, err
 	}
-	m := &mount{d: d, target: target, layer: l, done: make(chan struct{})}
-	if completed(l) {
-		err := m.plain(ctx)
+	if lifetime.Closed(l.Complete()) {
+		err := m.plain(ctx, l)
 		if !errors.Is(err, erofs.ErrNeedsBlockDevice) {
 			return m, err
 		}
@@ -76,7 +74,7 @@ func (d *Driver) mount(ctx context.Context, target string, l driver.Layer) (*mou
 	}
 	m.super = domain + "," + m.plan.keys[0]
 	ready := func() error { return d.awaitOpen(ctx, m.plan.keys) }
-	if err := attach(ctx, m.plan.keys, target, d.conf.ReadAheadKB, ready); err != nil {
+	if err := attach(ctx, m.plan.keys, m.Target(), d.conf.ReadAheadKB, ready); err != nil {
 		why := d.refusal(m.plan.keys)
 		gone, goErr := m.letGo()
 		if !gone {
@@ -87,37 +85,20 @@ func (d *Driver) mount(ctx context.Context, target string, l driver.Layer) (*mou
 	return m, nil
 }
 
-func completed(l driver.Layer) bool {
-	select {
-	case <-l.Complete():
-		return true
-	default:
-		return false
-	}
-}
-
 // plain mounts the data file.
-func (m *mount) plain(ctx context.Context) error {
-	conf := erofs.MountConfig{
-		Source: procPath(m.layer.Data()), Target: m.target, ReadAheadKB: m.d.conf.ReadAheadKB,
+func (m *mount) plain(ctx context.Context, l driver.Layer) error {
+	source, devices, err := lifetime.Paths(l.Data(), l.Meta())
+	if err != nil {
+		return err
+	}
+	info, err := erofs.Mount(ctx, erofs.MountConfig{
+		Source: source, Devices: devices, Target: m.Target(), ReadAheadKB: m.d.conf.ReadAheadKB,
 		// Nothing has to be told of its reads, so that a loop device will do.
 		Loop: erofs.LoopFallback,
 		Suid: true, Dev: true,
-	}
-	if meta := m.layer.Meta(); meta != nil {
-		conf.Source, conf.Devices = procPath(meta), []string{conf.Source}
-	}
-	info, err := erofs.Mount(ctx, conf)
+	})
 	m.super = info.Superblock
 	return err
-}
-
-// procPath is a path by which the kernel opens the file of f anew.
-func procPath(f *os.File) (path string) {
-	// A closed file gives a path that does not exist.
-	path = "/proc/self/fd/closed"
-	_ = control(f, func(fd int) { path = fmt.Sprintf("/proc/self/fd/%d", fd) })
-	return path
 }
 
 // Adopt takes over a predecessor's mount, whose cookie keys mountinfo shows.
@@ -131,17 +112,16 @@ func (d *Driver) Adopt(_ context.Context, target string, l driver.Layer) (driver
 }
 
 func (d *Driver) adopt(target string, l driver.Layer) (*mount, error) {
-	target, err := filepath.Abs(target)
+	m, err := d.newMount(target)
 	if err != nil {
 		return nil, err
 	}
-	m := &mount{d: d, target: target, layer: l, done: make(chan struct{})}
-	key, err := fsidAt(target)
+	key, err := fsidAt(m.Target())
 	if err != nil {
 		return nil, err
 	}
 	if key == "" { // it was complete when it was mounted
-		if m.super, err = erofs.SuperblockOf(target); err != nil {
+		if m.super, err = erofs.SuperblockOf(m.Target()); err != nil {
 			return nil, err
 		}
 	} else {
@@ -210,65 +190,22 @@ func fsidAt(target string) (string, error) {
 	return "", nil
 }
 
-// Target returns the mount point.
-func (m *mount) Target() string { return m.target }
-
-// Done is closed when no superblock holds the layer any more.
-func (m *mount) Done() <-chan struct{} { return m.done }
-
-// Close detaches the mount from its target. Whoever still reads goes on reading;
-// Done says when nobody does.
-func (m *mount) Close(context.Context) error {
+// ended waits for the last reader and lets go.
+func (m *mount) ended() bool {
 	d := m.d
-	if ok, err := m.closing(); !ok {
-		return err
-	}
-	err := unix.Unmount(m.target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	gone := errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) // unmounted by someone else
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err != nil && !gone {
-		m.state = mounted
-		return fmt.Errorf("unmounting %s: %w", m.target, err)
-	}
-	if d.down {
-		return fmt.Errorf("unmounting %s: %w", m.target, ErrShutdown)
-	}
-	d.owned.Go(m.finish)
-	return nil
-}
-
-// closing claims the mount for Close; false when there is nothing to do.
-func (m *mount) closing() (bool, error) {
-	m.d.mu.Lock()
-	defer m.d.mu.Unlock()
-	switch {
-	case m.state == closing:
-		return false, nil
-	case m.state == released || m.d.down:
-		return false, fmt.Errorf("unmounting %s: %w", m.target, ErrShutdown)
-	}
-	m.state = closing
-	return true, nil
-}
-
-// finish waits for the last reader and lets go.
-func (m *mount) finish() {
-	d := m.d
-	if !d.awaitThat(func() bool { return !m.alive() }) {
-		return // a successor finds the kept objects
+	if !d.watchers.Await(func() bool { return !m.alive() }) {
+		return false // a successor finds the kept objects
 	}
 	gone, err := m.letGo()
 	if err != nil {
-		d.trouble("letting go of "+m.target, err)
+		d.trouble("letting go of "+m.Target(), err)
 	}
-	if !gone {
-		return
+	if gone {
+		d.mu.Lock()
+		delete(d.mounts, m)
+		d.mu.Unlock()
 	}
-	d.mu.Lock()
-	delete(d.mounts, m)
-	d.mu.Unlock()
-	close(m.done)
+	return gone
 }
 
 // alive reports whether the superblock exists.
@@ -293,41 +230,12 @@ func (m *mount) letGo() (bool, error) {
 	for _, closed := range d.idle(m.plan.keys) {
 		select {
 		case <-closed:
-		case <-d.stopping:
+		case <-d.watchers.Stopping():
 			return false, nil
 		case <-limit.C:
-			d.trouble("unmounting "+m.target, errors.New("the kernel did not close its objects"))
+			d.trouble("unmounting "+m.Target(), errors.New("the kernel did not close its objects"))
 		}
 	}
 	err := d.unprotect(m.plan.keys)
 	return true, errors.Join(err, m.plan.close(), d.cull(m.plan.keys))
-}
-
-// Release leaves the mount to a successor. It is meant for after Shutdown; before
-// it, requests of the layer are still served.
-func (m *mount) Release() error {
-	m.d.mu.Lock()
-	defer m.d.mu.Unlock()
-	if m.state == mounted {
-		m.state = released
-	}
-	return nil
-}
-
-// awaitThat waits until it is so; false when Shutdown came first. The kernel tells
-// nobody, so this looks, ever less often.
-func (d *Driver) awaitThat(so func() bool) bool {
-	delay := 2 * time.Millisecond
-	t := time.NewTimer(delay)
-	defer t.Stop()
-	for !so() {
-		t.Reset(delay)
-		select {
-		case <-d.stopping:
-			return false
-		case <-t.C:
-		}
-		delay = min(2*delay, time.Second)
-	}
-	return true
 }

@@ -1,12 +1,10 @@
 package cachefiles
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"github.com/containerd/log"
@@ -30,7 +28,7 @@ func (d *Driver) run() {
 	for {
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			d.trouble("waiting for requests", err)
-			if !d.pause() {
+			if !d.watchers.Pause() {
 				return
 			}
 			continue
@@ -45,10 +43,8 @@ func (d *Driver) run() {
 
 // take reads one request; false when there is none, or it is time to stop.
 func (d *Driver) take(buf []byte) bool {
-	select {
-	case <-d.stopping:
+	if d.watchers.Stopped() {
 		return false
-	default:
 	}
 	m, n, err := d.dev.read(buf)
 	switch {
@@ -57,7 +53,7 @@ func (d *Driver) take(buf []byte) bool {
 	case err != nil && n == 0:
 		// The kernel has refused the request itself.
 		d.trouble("taking a request", err)
-		return d.pause()
+		return d.watchers.Pause()
 	case err != nil:
 		d.trouble("taking a request", err)
 		d.refuseMessage(m)
@@ -80,7 +76,7 @@ func (d *Driver) handOn(answer func()) {
 	held := true
 	select {
 	case d.tokens <- struct{}{}:
-	case <-d.stopping:
+	case <-d.watchers.Stopping():
 		held = false
 	}
 	d.tasks.Go(func() {
@@ -244,41 +240,9 @@ func (d *Driver) trouble(what string, err error) {
 	log.G(d.ctx).WithError(err).Error("cachefiles: " + what)
 }
 
-// pause keeps a loop that cannot read from spinning; false in Shutdown.
-func (d *Driver) pause() bool {
-	t := time.NewTimer(10 * time.Millisecond)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-d.stopping:
-		return false
-	}
-}
-
-// stop is the way out of the loop, used once.
-func (d *Driver) stop() {
-	close(d.stopping)
+// wakeLoop lets the loop see that it is to end, used once.
+func (d *Driver) wakeLoop() {
 	if _, err := unix.Write(d.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
 		d.trouble("stopping", err)
-	}
-}
-
-// drain waits for the loop and what it handed on; when ctx ends first, the reads
-// in progress are cancelled and fail.
-func (d *Driver) drain(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		d.loop.Wait()
-		d.tasks.Wait()
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		d.cancel()
-		<-done
-		return fmt.Errorf("finishing the reads in progress: %w", ctx.Err())
 	}
 }

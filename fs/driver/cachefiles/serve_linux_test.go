@@ -174,7 +174,7 @@ func TestShutdownFinishesWhatWasTaken(t *testing.T) {
 	require.Eventually(t, func() bool { return f.d.Stats().Misses == 1 }, wait, 1e6)
 	ended := make(chan error, 1)
 	go func() { ended <- f.d.Shutdown(context.Background()) }()
-	<-f.d.stopping
+	<-f.d.watchers.Stopping()
 	release()
 	require.NoError(t, <-ended)
 	require.EqualValues(t, 3, f.done())
@@ -222,7 +222,7 @@ func TestSuccession(t *testing.T) {
 	require.Equal(t, "restore", f.command())
 
 	f.send(readMsg(5, 2, 0, 4096)) // waits for the adoption
-	m := &mount{d: f.d, plan: p, layer: l}
+	m := &mount{d: f.d, plan: p}
 	require.NoError(t, f.d.takeOver(m))
 	require.EqualValues(t, 5, f.done())
 	got, err := os.ReadFile(path)

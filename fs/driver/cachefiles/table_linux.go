@@ -175,7 +175,7 @@ func (d *Driver) awaitOpen(ctx context.Context, keys []string) error {
 			return fmt.Errorf("the kernel did not open %s within %v", k, kernelWait)
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for the kernel to open %s: %w", k, ctx.Err())
-		case <-d.stopping:
+		case <-d.watchers.Stopping():
 			return ErrShutdown
 		}
 	}
