@@ -3,7 +3,6 @@ package fuseblock
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fusesession"
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
@@ -26,7 +26,8 @@ type Driver struct {
 	conf   Config
 	ctx    context.Context // carries the logger
 	cancel context.CancelFunc
-	owned  sync.WaitGroup // waits for superblocks of complete layers, and for sessions
+
+	watchers *lifetime.Watchers // of superblocks of complete layers, and of sessions
 
 	hits, misses, denied atomic.Uint64
 	denials              *driver.Denials
@@ -50,6 +51,7 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 	}
 	d := &Driver{
 		conf:     conf,
+		watchers: lifetime.NewWatchers(),
 		denials:  driver.NewDenials(),
 		waiting:  map[string]bool{},
 		orphans:  map[string]*file{},
@@ -172,7 +174,7 @@ func (d *Driver) orphan(name, id string) (*file, error) {
 		return nil, err
 	}
 	d.orphans[name] = f
-	d.owned.Go(func() { d.bury(name, f) })
+	d.watchers.Go(func() { d.bury(name, f) })
 	return f, nil
 }
 
@@ -192,7 +194,7 @@ func (d *Driver) inherited(name string) string {
 func (d *Driver) bury(name string, f *file) {
 	select {
 	case <-f.session.Done():
-	case <-d.ctx.Done():
+	case <-d.watchers.Stopping():
 		return
 	}
 	d.mu.Lock()
@@ -244,8 +246,9 @@ func (d *Driver) Shutdown(ctx context.Context) error {
 		all.Go(func() { ends[i] = f.session.Shutdown(ctx) })
 	}
 	all.Wait()
+	d.watchers.Stop()
 	d.cancel()
-	d.owned.Wait()
+	d.watchers.Wait()
 	err := errors.Join(ends...)
 	for _, f := range inherited {
 		err = errors.Join(err, f.Close())
@@ -259,23 +262,4 @@ func (d *Driver) loop() erofs.Loop {
 		return erofs.LoopAlways
 	}
 	return erofs.LoopFallback
-}
-
-// pathOf is a path by which the kernel opens the file of f anew.
-func pathOf(f *os.File) (path string, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return "", err
-	}
-	err = raw.Control(func(fd uintptr) { path = fmt.Sprintf("/proc/self/fd/%d", fd) })
-	return path, err
-}
-
-func completed(l driver.Layer) bool {
-	select {
-	case <-l.Complete():
-		return true
-	default:
-		return false
-	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fusesession"
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 )
 
 // The one file of a connection: its name in the root, and its node id, which is
@@ -58,11 +59,7 @@ func (f *file) show(l driver.Layer) error {
 		return err
 	}
 	v := &view{layer: l, size: st.Size()}
-	raw, err := l.Data().SyscallConn()
-	if err != nil {
-		return err
-	}
-	if err := raw.Control(func(fd uintptr) { v.fd = int(fd) }); err != nil {
+	if err := lifetime.Control(l.Data(), func(fd int) error { v.fd = fd; return nil }); err != nil {
 		return err
 	}
 	f.view.Store(v)

@@ -6,35 +6,37 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 	"github.com/lazyerofs/lazyerofs/fs/driver/mountproc"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
 // mount is one mounted layer.
 type mount struct {
-	d      *Driver
-	target string
-	file   *file  // nil: complete when it was mounted
-	super  string // of a complete layer
-	done   chan struct{}
-
-	mu    sync.Mutex
-	state state
+	*lifetime.Mount
+	d     *Driver
+	file  *file  // nil: complete when it was mounted
+	super string // of a complete layer
 }
 
-type state uint8
+func (d *Driver) newMount(target string) *mount {
+	m := &mount{d: d}
+	m.Mount = d.watchers.Mount(lifetime.Config{Target: target, Ended: m.ended, Down: ErrShutdown})
+	return m
+}
 
-const (
-	mounted state = iota
-	closing
-	released
-)
+// ended waits for the end of the connection, which the kernel tells: the superblock
+// held its last open file; or for that of a superblock that needs none.
+func (m *mount) ended() bool {
+	if m.file == nil {
+		return m.d.watchers.Await(func() bool { return !erofs.SuperblockAlive(m.super) })
+	}
+	return m.d.ended(m.file)
+}
 
 // Mount mounts a layer whose metadata is resident. A complete layer is mounted
 // straight from its files, and this process has nothing more to do with it.
@@ -50,8 +52,8 @@ func (d *Driver) mount(ctx context.Context, target string, l driver.Layer) (*mou
 	if d.isDown() {
 		return nil, ErrShutdown
 	}
-	m := &mount{d: d, target: target, done: make(chan struct{})}
-	if completed(l) {
+	m := d.newMount(target)
+	if lifetime.Closed(l.Complete()) {
 		return m, m.plain(ctx, l)
 	}
 	f, err := d.serveNew(ctx, keptName(SessionName(l.ID(), target)), l)
@@ -65,10 +67,10 @@ func (d *Driver) mount(ctx context.Context, target string, l driver.Layer) (*mou
 		err = errors.Join(err, made.Mount.Close())
 	}
 	if err = errors.Join(err, f.session.Detach()); err != nil {
-		d.abandon(f)
+		d.ended(f)
 		return nil, err
 	}
-	d.watch(m)
+	m.Watch()
 	return m, nil
 }
 
@@ -96,12 +98,15 @@ func (d *Driver) superblock(ctx context.Context, f *file, l driver.Layer, read s
 	return mountproc.Run(ctx, mountproc.Order{EROFS: &conf, Read: read, Files: files, Abort: f.session.Abort})
 }
 
-// abandon waits for the end of a connection that nothing holds any more.
-func (d *Driver) abandon(f *file) {
+// ended waits for the end of a connection; false when Shutdown came first, and a
+// successor sees it.
+func (d *Driver) ended(f *file) bool {
 	select {
 	case <-f.session.Done():
 		d.forget(f)
-	case <-d.ctx.Done(): // a successor sees it end
+		return true
+	case <-d.watchers.Stopping():
+		return false
 	}
 }
 
@@ -117,15 +122,9 @@ func (d *Driver) mountConfig() erofs.MountConfig {
 // plain makes the kernel mount the files of a complete layer.
 func (m *mount) plain(ctx context.Context, l driver.Layer) (err error) {
 	conf := m.d.mountConfig()
-	conf.Target = m.target
-	if conf.Source, err = pathOf(l.Data()); err != nil {
+	conf.Target = m.Target()
+	if conf.Source, conf.Devices, err = lifetime.Paths(l.Data(), l.Meta()); err != nil {
 		return err
-	}
-	if meta := l.Meta(); meta != nil {
-		conf.Devices = []string{conf.Source}
-		if conf.Source, err = pathOf(meta); err != nil {
-			return err
-		}
 	}
 	info, err := erofs.Mount(ctx, conf)
 	m.super = info.Superblock
@@ -147,7 +146,7 @@ func (d *Driver) Adopt(_ context.Context, target string, l driver.Layer) (driver
 var ErrNotKept = errors.New("the FUSE connection of the mount was not kept")
 
 func (d *Driver) adopt(target string, l driver.Layer) (*mount, error) {
-	m := &mount{d: d, target: target, done: make(chan struct{})}
+	m := d.newMount(target)
 	var err error
 	if m.super, err = erofs.SuperblockOf(target); err != nil && !errors.Is(err, unix.ENOTTY) {
 		return nil, err
@@ -168,88 +167,17 @@ func (d *Driver) adopt(target string, l driver.Layer) (*mount, error) {
 		if m.file, err = d.take(name, l.ID(), l); err != nil {
 			return nil, err
 		}
-	case completed(l) && m.super != "":
+	case lifetime.Closed(l.Complete()) && m.super != "":
 		return m, nil
 	default:
 		return nil, ErrNotKept
 	}
-	d.watch(m)
+	m.Watch()
 	return m, nil
-}
-
-// watch ends the mount when its connection ends, which the kernel tells: the
-// superblock held its last open file.
-func (d *Driver) watch(m *mount) {
-	d.owned.Go(func() {
-		select {
-		case <-m.file.session.Done():
-			d.forget(m.file)
-			close(m.done)
-		case <-d.ctx.Done():
-		}
-	})
 }
 
 func (d *Driver) isDown() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.down
-}
-
-// Target returns the mount point.
-func (m *mount) Target() string { return m.target }
-
-// Done is closed when no superblock holds the layer any more.
-func (m *mount) Done() <-chan struct{} { return m.done }
-
-// Close detaches the mount from its target. Whoever still reads goes on
-// reading; Done says when nobody does.
-func (m *mount) Close(context.Context) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	switch {
-	case m.state == closing:
-		return nil
-	case m.state == released || m.d.isDown():
-		return fmt.Errorf("unmounting %s: %w", m.target, ErrShutdown)
-	}
-	err := unix.Unmount(m.target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	gone := errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) // unmounted by someone else
-	if err != nil && !gone {
-		return fmt.Errorf("unmounting %s: %w", m.target, err)
-	}
-	m.state = closing
-	if m.file == nil {
-		m.d.owned.Go(m.awaitGone)
-	}
-	return nil
-}
-
-// awaitGone waits for the end of a superblock that needs no connection. The
-// kernel tells nobody, so this looks, ever less often.
-func (m *mount) awaitGone() {
-	delay := 2 * time.Millisecond
-	t := time.NewTimer(delay)
-	defer t.Stop()
-	for erofs.SuperblockAlive(m.super) {
-		t.Reset(delay)
-		select {
-		case <-m.d.ctx.Done():
-			return
-		case <-t.C:
-		}
-		delay = min(2*delay, time.Second)
-	}
-	close(m.done)
-}
-
-// Release leaves the mount to a successor. It is meant for after Shutdown;
-// before it, reads of the layer are still served.
-func (m *mount) Release() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.state == mounted {
-		m.state = released
-	}
-	return nil
 }
