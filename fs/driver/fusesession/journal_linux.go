@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 )
 
 // The state of a connection is a memfd beside its descriptor: a page with what
@@ -157,14 +159,11 @@ func (j *journal) get(stop <-chan struct{}) (int32, bool) {
 }
 
 func mapFile(f *os.File, size int) (mem []byte, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	cerr := raw.Control(func(fd uintptr) {
-		mem, err = unix.Mmap(int(fd), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	err = lifetime.Control(f, func(fd int) (err error) {
+		mem, err = unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		return err
 	})
-	if err = errors.Join(cerr, err); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("mapping the journal: %w", err)
 	}
 	return mem, nil

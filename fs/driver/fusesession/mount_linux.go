@@ -12,6 +12,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 	"github.com/lazyerofs/lazyerofs/fs/driver/mountproc"
 	"github.com/lazyerofs/lazyerofs/fs/kernel"
 )
@@ -224,11 +225,7 @@ func (s *Session) Root() (*os.File, error) {
 	if s.mount == nil {
 		return nil, fmt.Errorf("the mount of FUSE session %s: %w", s.conf.Name, os.ErrClosed)
 	}
-	fd, err := unix.FcntlInt(s.mount.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return nil, fmt.Errorf("duplicating the mount of FUSE session %s: %w", s.conf.Name, err)
-	}
-	return os.NewFile(uintptr(fd), s.mount.Name()), nil
+	return lifetime.DuplicateFile(s.mount)
 }
 
 // Detach gives the mount without target up. The connection lives on as long as

@@ -15,6 +15,8 @@ import (
 	clog "github.com/containerd/log"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 )
 
 // Session is one connection, served by this process. It is safe for concurrent
@@ -83,22 +85,14 @@ func (w logWriter) Write(p []byte) (int, error) {
 // f, which it does not take over. It must be called when there is a mount: the
 // poller cannot wait on a device that has none.
 func (s *Session) openDevice(f *os.File) error {
-	raw, err := f.SyscallConn()
+	fd, err := lifetime.Duplicate(f)
 	if err != nil {
 		return err
 	}
-	s.fd = -1
-	cerr := raw.Control(func(fd uintptr) {
-		if s.fd, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3); err == nil {
-			err = unix.SetNonblock(s.fd, true)
-		}
-	})
-	if err = errors.Join(cerr, err); err != nil {
-		if s.fd >= 0 {
-			err = errors.Join(err, unix.Close(s.fd))
-		}
-		return fmt.Errorf("taking /dev/fuse: %w", err)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return errors.Join(fmt.Errorf("taking /dev/fuse: %w", err), unix.Close(fd))
 	}
+	s.fd = fd
 	s.dev = os.NewFile(uintptr(s.fd), "/dev/fuse")
 	return nil
 }
@@ -210,19 +204,16 @@ func (s *Session) StoreCache(node uint64, off int64, data []byte) error {
 // and CAP_SYS_ADMIN in the initial user namespace. The number stays valid when
 // the server changes, until UnregisterBacking.
 func (s *Session) RegisterBacking(f *os.File) (int32, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
 	var id uintptr
-	var errno syscall.Errno
-	err = raw.Control(func(fd uintptr) {
+	err := lifetime.Control(f, func(fd int) error {
 		m := fuse.BackingMap{Fd: int32(fd)}
+		var errno syscall.Errno
 		id, _, errno = unix.Syscall(unix.SYS_IOCTL, uintptr(s.fd), backingOpen, uintptr(unsafe.Pointer(&m)))
+		if errno != 0 {
+			return errno
+		}
+		return nil
 	})
-	if err == nil && errno != 0 {
-		err = errno
-	}
 	if err != nil {
 		return 0, fmt.Errorf("registering a backing file: %w", err)
 	}
