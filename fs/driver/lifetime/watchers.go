@@ -77,14 +77,16 @@ func (w *Watchers) Pause() bool {
 	}
 }
 
-// Stop tells all to end. Only the first call does anything.
-func (w *Watchers) Stop() {
+// Stop tells all to end. Only the first call does anything, and returns true.
+func (w *Watchers) Stop() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.stopped {
-		w.stopped = true
-		close(w.stopping)
+	if w.stopped {
+		return false
 	}
+	w.stopped = true
+	close(w.stopping)
+	return true
 }
 
 // Wait waits until all have ended, after Stop.
