@@ -12,6 +12,7 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fusesession"
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 	"github.com/lazyerofs/lazyerofs/fs/driver/mountproc"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 	"github.com/lazyerofs/lazyerofs/fs/kernel"
@@ -23,8 +24,7 @@ type Driver struct {
 	conf     Config
 	ctx      context.Context // of the connections; carries the logger
 	stats    *counters
-	stopping chan struct{} // closed by Shutdown
-	watchers sync.WaitGroup
+	watchers *lifetime.Watchers // of the mounts
 
 	mu      sync.Mutex
 	down    bool
@@ -38,7 +38,7 @@ func New(ctx context.Context, conf Config) (*Driver, error) {
 		return nil, errors.New("the fusetree driver needs a keeper of descriptors")
 	}
 	return &Driver{
-		conf: conf, stats: newCounters(), ctx: context.WithoutCancel(ctx), stopping: make(chan struct{}),
+		conf: conf, stats: newCounters(), ctx: context.WithoutCancel(ctx), watchers: lifetime.NewWatchers(),
 		orphans: sessionsIn(conf.Inherited), mounts: map[*mount]struct{}{},
 	}, nil
 }
@@ -111,7 +111,7 @@ func (forgetful) Remove(string) error { return nil }
 // Mount shows a layer whose metadata is resident. A complete layer is mounted by
 // the kernel's EROFS where it can, and then needs this process no more.
 func (d *Driver) Mount(ctx context.Context, target string, l driver.Layer) (driver.Mount, error) {
-	if complete(l) {
+	if lifetime.Closed(l.Complete()) {
 		if m, err := d.mountKernel(ctx, target, l); err == nil {
 			return m, nil
 		}
@@ -245,7 +245,7 @@ func (d *Driver) Shutdown(ctx context.Context) error {
 		return ErrShutdown
 	}
 	d.down = true
-	close(d.stopping)
+	d.watchers.Stop()
 	var served []*mount
 	for m := range d.mounts {
 		served = append(served, m)

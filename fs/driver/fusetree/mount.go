@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/moby/sys/mountinfo"
@@ -15,18 +14,18 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 	"github.com/lazyerofs/lazyerofs/fs/driver/fusesession"
+	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
 // mount is one mount point: a connection, or an EROFS superblock of a layer that
 // was complete.
 type mount struct {
+	*lifetime.Mount
 	d       *Driver
-	target  string
 	session *fusesession.Session // nil: the kernel's EROFS
 	fs      *tree                // what the session serves
 	super   string               // erofs-<n>, without a session
-	done    chan struct{}
 }
 
 // opRead is FUSE_READ (uapi/linux/fuse.h), the one request that waits.
@@ -114,7 +113,8 @@ func (d *Driver) newMount(target string) (*mount, error) {
 	if d.down {
 		return nil, ErrShutdown
 	}
-	m := &mount{d: d, target: target, done: make(chan struct{})}
+	m := &mount{d: d}
+	m.Mount = d.watchers.Mount(lifetime.Config{Target: target, Ended: m.ended, Unmount: m.unmount, Down: ErrShutdown})
 	d.mounts[m] = struct{}{}
 	return m, nil
 }
@@ -136,38 +136,24 @@ func (d *Driver) watch(m *mount) error {
 	if d.down {
 		return errors.Join(ErrShutdown, m.stop(d.ctx))
 	}
-	d.watchers.Go(func() { // ends with the mount or with Shutdown
-		if m.ended() {
-			d.forget(m)
-			close(m.done)
-		}
-	})
+	m.Watch()
 	return nil
 }
 
-// ended waits for the end of the mount; false when Shutdown came first.
+// ended waits for the end of the mount and lets go; false when Shutdown came first.
 func (m *mount) ended() bool {
-	if m.session != nil {
+	if m.session == nil {
+		if !m.d.watchers.Await(func() bool { return !erofs.SuperblockAlive(m.super) }) {
+			return false
+		}
+	} else {
 		select {
 		case <-m.session.Done():
-			return true
-		case <-m.d.stopping:
+		case <-m.d.watchers.Stopping():
 			return false
 		}
 	}
-	// The kernel tells nobody, so this looks, ever less often.
-	delay := 2 * time.Millisecond
-	t := time.NewTimer(delay)
-	defer t.Stop()
-	for erofs.SuperblockAlive(m.super) {
-		t.Reset(delay)
-		select {
-		case <-t.C:
-		case <-m.d.stopping:
-			return false
-		}
-		delay = min(2*delay, time.Second)
-	}
+	m.d.forget(m)
 	return true
 }
 
@@ -209,43 +195,27 @@ func (d *Driver) adoptKernel(target string) (driver.Mount, error) {
 	return m, d.watch(m)
 }
 
-// Target returns the mount point.
-func (m *mount) Target() string { return m.target }
-
-// Done is closed when nothing holds the mount any more.
-func (m *mount) Done() <-chan struct{} { return m.done }
-
-// Close detaches the mount from its target. Whoever still reads goes on reading;
-// Done says when nobody does.
-func (m *mount) Close(context.Context) error {
-	select {
-	case <-m.done:
-		return nil
-	case <-m.d.stopping:
-		return fmt.Errorf("unmounting %s: %w", m.target, ErrShutdown)
-	default:
+// unmount detaches the mount. What is not mounted any more is nothing for fusermount3,
+// whose error has no errno.
+func (m *mount) unmount(target string) error {
+	kind, err := typeAt(target)
+	switch {
+	case err != nil:
+		return err
+	case kind == "":
+		return unix.EINVAL
+	case m.session != nil:
+		return m.session.Unmount()
 	}
-	kind, err := typeAt(m.target)
-	if err != nil {
-		return fmt.Errorf("unmounting %s: %w", m.target, err)
-	}
-	if kind == "" {
-		return nil // closed before, or unmounted by someone else
-	}
-	if m.session != nil {
-		err = m.session.Unmount()
-	} else {
-		err = unix.Unmount(m.target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	}
-	if err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("unmounting %s: %w", m.target, err)
-	}
-	return nil
+	return unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 }
 
 // Release leaves the mount to a successor. It is meant for after Shutdown, which
 // has done so.
-func (m *mount) Release() error { return m.stop(m.d.ctx) }
+func (m *mount) Release() error {
+	m.Leave()
+	return m.stop(m.d.ctx)
+}
 
 // stop ends the service of the mount here, not the mount.
 func (m *mount) stop(ctx context.Context) error {

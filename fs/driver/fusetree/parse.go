@@ -11,16 +11,6 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
-// complete reports whether every byte of a layer is there.
-func complete(l driver.Layer) bool {
-	select {
-	case <-l.Complete():
-		return true
-	default:
-		return false
-	}
-}
-
 // parse reads the metadata of a layer, which is in image, with the strict parser:
 // what the kernel is shown here passed it too. It reads the data file as it is,
 // because all metadata is in there before a mount, whatever a residency bitmap that
