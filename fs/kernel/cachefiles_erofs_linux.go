@@ -15,7 +15,7 @@ const probeID = "lazyerofs-probe"
 
 // erofsAsks mounts probeID and refuses it as soon as the bound device is asked for
 // it. EROFS without on-demand mode takes the option, or not, and never asks.
-func erofsAsks(device *os.File) error {
+func erofsAsks(device *os.File, mount func(fsid string) error) error {
 	const what = "mounting EROFS over cachefiles"
 	ended := make(chan error, 1)
 	r, w, err := os.Pipe()
@@ -24,7 +24,7 @@ func erofsAsks(device *os.File) error {
 	}
 	defer r.Close()
 	go func() { // ends with the mount, which ends when its OPEN is answered
-		ended <- mountProbeID()
+		ended <- mount(probeID)
 		_ = w.Close() // tells the loop below
 	}()
 	asked, err := refuseOpens(int(device.Fd()), int(r.Fd()))
@@ -39,14 +39,14 @@ func erofsAsks(device *os.File) error {
 	return nil
 }
 
-// mountProbeID tries to make the superblock; it always fails.
-func mountProbeID() error {
+// mountByID tries to make the superblock; it always fails.
+func mountByID(fsid string) error {
 	ctx, err := OpenFS("erofs")
 	if err != nil {
 		return err
 	}
 	defer ctx.Close()
-	if err := ctx.SetString("fsid", probeID); err != nil {
+	if err := ctx.SetString("fsid", fsid); err != nil {
 		return err
 	}
 	return ctx.Create()

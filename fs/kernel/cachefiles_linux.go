@@ -17,10 +17,17 @@ const cachefilesDevice = "/dev/cachefiles"
 // answers EINVAL to bind, and that could not be told from a missing on-demand
 // mode.
 func HaveCachefilesOnDemand(cacheDir string) error {
-	return haveCachefiles(cachefilesDevice, cacheDir)
+	return HaveCachefilesOnDemandBy(cacheDir, mountByID)
 }
 
-func haveCachefiles(device, cacheDir string) error {
+// HaveCachefilesOnDemandBy is HaveCachefilesOnDemand for a process that must not be
+// left behind unkillable: mount tries to make an EROFS superblock of that fsid, which
+// always fails, in another process. It waits for this one, which answers.
+func HaveCachefilesOnDemandBy(cacheDir string, mount func(fsid string) error) error {
+	return haveCachefiles(cachefilesDevice, cacheDir, mount)
+}
+
+func haveCachefiles(device, cacheDir string, mount func(fsid string) error) error {
 	const what = "binding an on-demand cachefiles cache"
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	switch {
@@ -57,5 +64,5 @@ func haveCachefiles(device, cacheDir string) error {
 	case err != nil:
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	return erofsAsks(f)
+	return erofsAsks(f, mount)
 }

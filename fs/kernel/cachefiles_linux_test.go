@@ -16,7 +16,7 @@ func TestErofsThatNeverAsks(t *testing.T) {
 	defer unix.Close(fds[1])
 	device := os.NewFile(uintptr(fds[0]), "device")
 	defer device.Close()
-	err = erofsAsks(device)
+	err = erofsAsks(device, mountByID)
 	require.ErrorIs(t, err, ErrNotSupported)
 	require.ErrorContains(t, err, "CONFIG_EROFS_FS_ONDEMAND")
 }

@@ -122,7 +122,7 @@ func TestCachefilesDeviceRefusesCommands(t *testing.T) {
 	noLeaks(t, dir, func() {
 		// /dev/full opens and refuses every write: not the answer of a kernel
 		// without on-demand mode.
-		err := haveCachefiles("/dev/full", dir)
+		err := haveCachefiles("/dev/full", dir, mountByID)
 		require.ErrorIs(t, err, unix.ENOSPC)
 		require.NotErrorIs(t, err, ErrNotSupported)
 	})

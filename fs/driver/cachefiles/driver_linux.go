@@ -12,6 +12,7 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
+	"github.com/lazyerofs/lazyerofs/fs/driver/mountproc"
 	"github.com/lazyerofs/lazyerofs/fs/kernel"
 )
 
@@ -159,7 +160,15 @@ func (d *Driver) Probe(cacheDir string) error {
 	if started {
 		return nil
 	}
-	return kernel.HaveCachefilesOnDemand(cacheDir)
+	return kernel.HaveCachefilesOnDemandBy(cacheDir, func(fsid string) error {
+		made, err := mountproc.Run(d.ctx, mountproc.Order{Context: &mountproc.Context{
+			FSType: "erofs", Options: [][2]string{{"fsid", fsid}},
+		}})
+		if err != nil {
+			return err
+		}
+		return made.Mount.Close()
+	})
 }
 
 // Settle says that no more adoptions come: requests of inherited layers that
