@@ -148,9 +148,6 @@ var ErrNotKept = errors.New("the FUSE connection of the mount was not kept")
 func (d *Driver) adopt(target string, l driver.Layer) (*mount, error) {
 	m := d.newMount(target)
 	var err error
-	if m.super, err = erofs.SuperblockOf(target); err != nil && !errors.Is(err, unix.ENOTTY) {
-		return nil, err
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	name := d.inherited(SessionName(l.ID(), target))
@@ -167,8 +164,14 @@ func (d *Driver) adopt(target string, l driver.Layer) (*mount, error) {
 		if m.file, err = d.take(name, l.ID(), l); err != nil {
 			return nil, err
 		}
-	case lifetime.Closed(l.Complete()) && m.super != "":
-		return m, nil
+	case lifetime.Closed(l.Complete()):
+		// Only now: to open the root of a mount that waits to be taken over may need
+		// its extended attributes, so it would wait for us.
+		m.super, err = erofs.SuperblockOf(target)
+		if errors.Is(err, unix.ENOTTY) {
+			err = ErrNotKept // and nobody can tell when it ends
+		}
+		return m, err
 	default:
 		return nil, ErrNotKept
 	}
