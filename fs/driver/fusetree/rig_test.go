@@ -44,6 +44,13 @@ func file(path, data string) entry {
 // buildLayer makes the image of a layer.
 func buildLayer(tb testing.TB, entries ...entry) *drivertest.Image {
 	tb.Helper()
+	return buildBlocks(tb, 12, entries...)
+}
+
+// buildBlocks makes the image of a layer in blocks of 2^bits bytes.
+func buildBlocks(tb testing.TB, bits uint8, entries ...entry) *drivertest.Image {
+	tb.Helper()
+	block := 1 << bits
 	b := erofs.NewBuilder()
 	img := &drivertest.Image{Files: map[string][]byte{}}
 	var area bytes.Buffer
@@ -80,11 +87,11 @@ func buildLayer(tb testing.TB, entries ...entry) *drivertest.Image {
 		}
 		b.SetExtents(i, exts)
 		area.Write(e.data[:end])
-		area.Write(make([]byte, -area.Len()&4095))
+		area.Write(make([]byte, -area.Len()&(block-1)))
 	}
 	tree, err := b.Tree()
 	require.NoError(tb, err)
-	layout, err := erofs.NewLayout(tree, erofs.WriteOptions{})
+	layout, err := erofs.NewLayout(tree, erofs.WriteOptions{BlockBits: bits})
 	require.NoError(tb, err)
 	var meta bytes.Buffer
 	_, err = layout.WriteMeta(&meta, int64(area.Len()))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -187,6 +188,46 @@ func TestAnImageIsShownAsOverlayWould(t *testing.T) {
 	require.Empty(t, r.keeper.Names())
 	_, err = r.driver.MountImage(r.ctx, root, nil)
 	require.Error(t, err)
+}
+
+// Layers of an image may differ in the size of their blocks and in where their
+// metadata is. What is made of them is given back with the mount.
+func TestAnImageOfUnlikeLayers(t *testing.T) {
+	r := newRig(t, Config{})
+	small := buildBlocks(t, 9, file("small/a", strings.Repeat("a", 700)), file("small/b", "b"), file("dir0/file9", "below"))
+	split := drivertest.NewImage(t, 1, true)
+	plain := buildLayer(t, file("plain", "plain"), file("small/b", "above"))
+	layers := []driver.Layer{r.layer("small", small), r.layer("split", split), r.layer("plain", plain)}
+	root, m := r.image(layers...)
+	want := maps.Clone(split.Files)
+	maps.Copy(want, map[string][]byte{"small/a": small.Files["small/a"], "small/b": []byte("above"), "plain": []byte("plain")})
+	r.requireFiles(root, want)
+	require.Equal(t, 1, images(t))
+	require.NoError(t, r.driver.Shutdown(r.ctx))
+	require.Zero(t, images(t), "after a shutdown")
+	r.succeed()
+	m, err := r.driver.AdoptImage(r.ctx, m.Target(), layers)
+	require.NoError(t, err)
+	r.requireFiles(root, want) // by the numbers of the predecessor
+	_, err = r.driver.AdoptImage(r.ctx, t.TempDir(), layers)
+	require.ErrorIs(t, err, ErrNotInherited)
+	require.Equal(t, 1, images(t))
+	r.end(m)
+	require.Zero(t, images(t), "after the end")
+}
+
+// images counts the merged metadata that this process holds.
+func images(t *testing.T) int {
+	t.Helper()
+	open, err := filepath.Glob("/proc/self/fd/*")
+	require.NoError(t, err)
+	n := 0
+	for _, fd := range open {
+		if to, err := os.Readlink(fd); err == nil && strings.Contains(to, "lazyerofs-image") {
+			n++
+		}
+	}
+	return n
 }
 
 func bottomBlocks(l *drivertest.Layer) []struct{} {
