@@ -18,6 +18,8 @@
 // that was made before the mount. It can be written by whoever may write the files
 // of the cache: this process, which writes to an image's metadata only before it is
 // checked, and root. Should it change all the same, answers are wrong or errors.
+// Metadata that the page cache has dropped is read from the disk by the loop that
+// was asked for it: requests of the same mount may wait for that read.
 //
 // Names, attributes, symbolic links and listings hold for ever, absent names too:
 // the kernel asks once. Files and directories are not opened here (ENOSYS, which
