@@ -2,6 +2,7 @@ package differ
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -88,6 +89,16 @@ type unpacking struct {
 	abort   func() // ends src early
 	f       *os.File
 	implied func(string) (erofs.Attr, bool)
+}
+
+// through does what reads the layer, and then ends the reading ahead of it.
+func (u *unpacking) through(end func(), apply func() (ocispec.Descriptor, error)) (ocispec.Descriptor, error) {
+	defer end()
+	out, err := apply()
+	if err != nil && !errors.Is(err, ErrTruncated) { // which says that the stream has ended
+		u.abort() // or a processor that never writes again would be waited for
+	}
+	return out, err
 }
 
 // applyFunc writes the image of one kind of layer and returns the descriptor of

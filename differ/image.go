@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,46 +14,86 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
-// sparseWriter appends to a file and leaves blocks of zeros out.
+// sparseWriter appends to a file and leaves blocks of zeros out. Small files and
+// what is between them go to the file together: many short writes cost more than
+// the copy.
 type sparseWriter struct {
 	f       *os.File
 	n       int64
-	started int64 // what is before it is on its way to the disk
+	buf     []byte // what ends at n and is not in the file yet
+	started int64  // what is before it is on its way to the disk
 }
 
-// startLen is how much is written before the disk is told to begin. The layer is
-// synced in the end, and the disk has nothing to do meanwhile.
-const startLen = 8 << 20
+const (
+	gatherLen = 256 << 10 // bytes that are written at once
+	// startLen is how much is written before the disk is told to begin. The layer
+	// is synced in the end, and the disk has nothing to do meanwhile.
+	startLen = 8 << 20
+)
 
-// Write implements io.Writer.
+// Write implements io.Writer. What it takes is in the file after flush.
 func (w *sparseWriter) Write(p []byte) (int, error) {
 	total := len(p)
 	for len(p) > 0 {
-		blank := zeroPrefix(p)
-		w.n += int64(blank)
-		p = p[blank:]
-		data := dataPrefix(p)
-		if data == 0 {
+		if blank := zeroPrefix(p); blank > 0 {
+			if err := w.flush(); err != nil {
+				return total - len(p), err
+			}
+			w.n += int64(blank)
+			p = p[blank:]
 			continue
 		}
-		if _, err := w.f.WriteAt(p[:data], w.n); err != nil {
-			return total - len(p), fmt.Errorf("writing layer file: %w", err)
+		data := dataPrefix(p)
+		if err := w.append(p[:data]); err != nil {
+			return total - len(p), err
 		}
-		w.n += int64(data)
 		p = p[data:]
+	}
+	return total, nil
+}
+
+func (w *sparseWriter) append(p []byte) error {
+	if len(w.buf)+len(p) > gatherLen {
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	if w.buf == nil {
+		w.buf = make([]byte, 0, gatherLen)
+	}
+	w.buf = append(w.buf, p...)
+	w.n += int64(len(p))
+	return nil
+}
+
+func (w *sparseWriter) flush() error {
+	if len(w.buf) > 0 {
+		if _, err := w.f.WriteAt(w.buf, w.n-int64(len(w.buf))); err != nil {
+			return fmt.Errorf("writing layer file: %w", err)
+		}
+		w.buf = w.buf[:0]
 	}
 	if w.n-w.started >= startLen {
 		startWriting(w.f, w.started, w.n-w.started)
 		w.started = w.n
 	}
-	return total, nil
+	return nil
 }
 
 // pad extends the file to a multiple of the block size.
-func (w *sparseWriter) pad() { w.n = alignUp(w.n) }
+func (w *sparseWriter) pad() {
+	end := alignUp(w.n)
+	if len(w.buf) > 0 { // what follows is to go with it
+		w.buf = append(w.buf, zeros[:end-w.n]...)
+	}
+	w.n = end
+}
 
 // finish gives the file its length, which ends in a hole when zeros were last.
 func (w *sparseWriter) finish() error {
+	if err := w.flush(); err != nil {
+		return err
+	}
 	if err := w.f.Truncate(w.n); err != nil {
 		return fmt.Errorf("sizing layer file: %w", err)
 	}
@@ -198,12 +237,7 @@ func applyTar(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	defer in.close()
-	out, err := convertTar(ctx, u, in)
-	if err != nil && !errors.Is(err, ErrTruncated) { // which says that the stream has ended
-		u.abort() // or a processor that never writes again would be waited for
-	}
-	return out, err
+	return u.through(in.close, func() (ocispec.Descriptor, error) { return convertTar(ctx, u, in) })
 }
 
 func convertTar(ctx context.Context, u *unpacking, in *input) (ocispec.Descriptor, error) {

@@ -30,38 +30,72 @@ type input struct {
 	progress func(int64)
 }
 
+// compression is what the bytes of a layer are compressed with.
+type compression uint8
+
+const (
+	asIs compression = iota
+	gzipStream
+	zstdStream
+)
+
 // openInput finds out how src is compressed by its first bytes, because media
 // types are often wrong about it. Call close when done, also after an error.
 func openInput(ctx context.Context, src io.Reader, progress func(int64)) (*input, error) {
-	br := bufio.NewReaderSize(src, 256<<10)
+	br := bufio.NewReaderSize(src, aheadLen)
 	magic, err := br.Peek(4)
 	if err != nil && err != io.EOF {
 		return nil, readError("reading layer", err)
 	}
-	var tar io.Reader = br
-	halt, release := func() {}, func() {}
+	how := asIs
 	switch {
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		// The next bytes come while these are decompressed: containerd is asked for
-		// each piece of a blob, and a registry is far away.
-		raw := readAhead(ctx, br, nil)
-		zr, err := gzip.NewReader(bufio.NewReaderSize(raw, 64<<10))
-		if err != nil {
-			raw.close()
-			return nil, readError("reading gzip layer", err)
-		}
-		tar, halt, release = zr, raw.stop, raw.ends.Wait
+		how = gzipStream
 	case isZstd(magic):
-		zr, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, fmt.Errorf("reading zstd layer: %w", err)
-		}
-		tar, release = zr, zr.Close
+		how = zstdStream
 	}
+	return openAs(ctx, br, how, progress)
+}
+
+// openAs is openInput for a stream of which that is known. What is compressed is
+// read while what came before it is decompressed: containerd is asked for each
+// piece of a blob, and a registry is far away.
+func openAs(ctx context.Context, src io.Reader, how compression, progress func(int64)) (*input, error) {
 	in := &input{sum: sha256.New(), progress: progress}
-	a := readAhead(ctx, tar, in.sum)
-	in.r, in.close = a, func() { halt(); a.close(); release() }
+	if how == asIs {
+		a := readAhead(ctx, src, in.sum)
+		in.r, in.close = a, a.close
+		return in, nil
+	}
+	raw := readAhead(ctx, src, nil)
+	data, release, err := decompress(bufio.NewReaderSize(raw, 64<<10), how)
+	if err != nil {
+		raw.close()
+		return nil, err
+	}
+	a := readAhead(ctx, data, in.sum)
+	in.r, in.close = a, func() {
+		raw.stop() // or what decompresses would be waited for while it waits
+		a.close()
+		release()
+		raw.ends.Wait()
+	}
 	return in, nil
+}
+
+func decompress(src io.Reader, how compression) (io.Reader, func(), error) {
+	if how == gzipStream {
+		zr, err := gzip.NewReader(src)
+		if err != nil {
+			return nil, nil, readError("reading gzip layer", err)
+		}
+		return zr, func() {}, nil
+	}
+	zr, err := zstd.NewReader(src, zstd.WithDecoderMaxWindow(maxWindow))
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading zstd layer: %w", err)
+	}
+	return zr, zr.Close, nil
 }
 
 // isZstd reports whether a stream starts with a zstd frame or a skippable one.

@@ -3,13 +3,12 @@ package differ
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/zstd"
-	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
@@ -26,48 +25,56 @@ const (
 )
 
 // applyRaw copies an image and leaves out what follows it in the blob.
-func applyRaw(_ context.Context, u *unpacking) (ocispec.Descriptor, error) {
-	// The unpacker compares a raw layer's own digest with its DiffID, so it
-	// must be what the bytes have and not what the descriptor says.
-	sum := digest.SHA256.Digester()
-	w := &sparseWriter{f: u.f}
-	n, err := io.Copy(io.MultiWriter(w, sum.Hash()), u.src)
+func applyRaw(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
+	in, err := openAs(ctx, u.src, asIs, nil)
 	if err != nil {
-		return ocispec.Descriptor{}, readError("copying the image", err)
-	}
-	if !u.changed && sum.Digest() != u.desc.Digest {
-		return ocispec.Descriptor{}, refuse("its bytes do not have its digest")
-	}
-	if err := acceptImage(u.f, w.n); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return ocispec.Descriptor{MediaType: u.desc.MediaType, Digest: sum.Digest(), Size: n}, nil
+	return u.through(in.close, func() (ocispec.Descriptor, error) {
+		w := &sparseWriter{f: u.f}
+		n, err := io.Copy(w, in)
+		if err != nil {
+			return ocispec.Descriptor{}, readError("copying the image", err)
+		}
+		if err := w.flush(); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		// The unpacker compares a raw layer's own digest with its DiffID, so it
+		// must be what the bytes have and not what the descriptor says.
+		if !u.changed && in.digest() != u.desc.Digest {
+			return ocispec.Descriptor{}, refuse("its bytes do not have its digest")
+		}
+		if err := acceptImage(u.f, w.n); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		return ocispec.Descriptor{MediaType: u.desc.MediaType, Digest: in.digest(), Size: n}, nil
+	})
 }
 
 // applyZstd decompresses an image. Its digest is that of all decompressed bytes;
 // the chunk index is in a frame that decoders pass over.
-func applyZstd(_ context.Context, u *unpacking) (ocispec.Descriptor, error) {
-	zr, err := zstd.NewReader(u.src, zstd.WithDecoderMaxWindow(maxWindow))
+func applyZstd(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
+	in, err := openAs(ctx, u.src, zstdStream, nil)
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("decompressing the image: %w", err)
 	}
-	defer zr.Close()
-	sum := digest.SHA256.Digester()
-	n, err := unpackImage(u.f, io.TeeReader(zr, sum.Hash()))
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	if want := u.desc.Annotations[chunk.AnnotationUncompressedDigest]; want != "" && want != sum.Digest().String() {
-		return ocispec.Descriptor{}, refuse("its decompressed image has digest %s, its annotation says %q", sum.Digest(), want)
-	}
-	return ocispec.Descriptor{MediaType: chunk.MediaTypeLayer, Digest: sum.Digest(), Size: n}, nil
+	return u.through(in.close, func() (ocispec.Descriptor, error) {
+		n, err := unpackImage(u.f, in)
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		if want := u.desc.Annotations[chunk.AnnotationUncompressedDigest]; want != "" && want != in.digest().String() {
+			return ocispec.Descriptor{}, refuse("its decompressed image has digest %s, its annotation says %q", in.digest(), want)
+		}
+		return ocispec.Descriptor{MediaType: chunk.MediaTypeLayer, Digest: in.digest(), Size: n}, nil
+	})
 }
 
 // unpackImage copies an image to f, and its length, which may be less than what
 // is returned: what was read of src.
 func unpackImage(f *os.File, src io.Reader) (int64, error) {
 	w := &sparseWriter{f: f}
-	if err := copyImage(w, src); err != nil {
+	if err := errors.Join(copyImage(w, src), w.flush()); err != nil {
 		return 0, err
 	}
 	n := w.n
