@@ -1,4 +1,4 @@
-// Command bench measures five things, each by a verb of its own.
+// Command bench measures six things, each by a verb of its own.
 //
 // starts, the default: cold starts. For every image, line and system, the time
 // to pull, to create and run, and until the workload has ended, with the bytes
@@ -23,6 +23,9 @@
 // pull: an image that was never converted, pulled by each system: time, processor
 // time of the daemons, first run, and what is on disk afterwards. Another system is
 // one more coldstart.System in pull.go.
+//
+// shared: how many bytes of a release of an image are in the one before it, as
+// "lazyerofs inspect --diff" finds out from the chunk indexes of both.
 //
 // Whatever is compared takes turns within a round, so that whatever else the
 // machine does falls on all of it; medians are reported, and ratios are taken

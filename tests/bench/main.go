@@ -18,7 +18,7 @@ const scratchDir = "/var/tmp"
 // resultsDir is where results go unless a flag says otherwise.
 var resultsDir = filepath.Join("tests", "bench", "results")
 
-const usage = `Usage: bench [starts|drivers|memory|convert|pull] [flags]
+const usage = `Usage: bench [starts|drivers|memory|convert|pull|shared] [flags]
 
   starts    cold starts of images, lazyerofs against overlayfs (the default)
   drivers   reads through each driver, cold, resident and complete, against a
@@ -26,6 +26,7 @@ const usage = `Usage: bench [starts|drivers|memory|convert|pull] [flags]
   memory    the daemon's memory with many layers mounted
   convert   tar to native layer, against mkfs.erofs and zstd; with -size, one
             generated layer of that size in bounded memory
+  shared    what two releases of an image have in common
   pull      a plain image taken in by lazyerofs, overlayfs and containerd's erofs
 
 Examples:
@@ -73,6 +74,8 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 		return runConvert(ctx, args, out)
 	case "pull":
 		return runPull(ctx, args, out)
+	case "shared":
+		return runShared(ctx, args, out)
 	case readerVerb:
 		return serveJob(ctx, in, out)
 	case layerVerb:
@@ -85,7 +88,7 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 		fmt.Fprint(out, usage)
 		return nil
 	}
-	return fmt.Errorf("no bench named %q; there are starts, drivers, memory, convert and pull", verb)
+	return fmt.Errorf("no bench named %q; there are starts, drivers, memory, convert, pull and shared", verb)
 }
 
 // flags returns an empty set for the named bench that explains itself.

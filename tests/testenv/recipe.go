@@ -148,17 +148,24 @@ const nodePackages = "express@4 lodash@4 axios@1 webpack@5 typescript@5 react@18
 // Node is a root file system with node and a tree of npm packages; its workload
 // loads three of them.
 func Node(ctx context.Context) (Recipe, error) {
+	r, err := NodeWith(ctx, "node", nodePackages)
+	r.Ready = []string{"node", "-e", `require("express"); require("lodash"); require("axios"); console.log("ready: node", process.version)`}
+	return r, err
+}
+
+// NodeWith is a root file system with node and what the named packages, as npm
+// takes them, bring.
+func NodeWith(ctx context.Context, name, packages string) (Recipe, error) {
 	base, err := debian(ctx)
 	npm := Step{Name: "npm packages", Chroot: true, Script: `export NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt
 mkdir -p /srv/app
 cd /srv/app
-npm install --fetch-retries=1 --no-audit --no-fund --loglevel=error ` + nodePackages + ` >/dev/null
+npm install --fetch-retries=1 --no-audit --no-fund --loglevel=error ` + packages + ` >/dev/null
 rm -rf /root/.npm` + clean}
 	return Recipe{
-		Name:  "node",
+		Name:  name,
 		Steps: []Step{base, apt("nodejs npm ca-certificates"), npm},
 		Env:   []string{"PATH=" + defaultPath, "HOME=/root", "NODE_PATH=/srv/app/node_modules"},
-		Ready: []string{"node", "-e", `require("express"); require("lodash"); require("axios"); console.log("ready: node", process.version)`},
 	}, err
 }
 
