@@ -1,6 +1,7 @@
 package differ
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -67,7 +68,7 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 			log.G(ctx).WithError(err).Warn("closing the content of a layer")
 		}
 	}()
-	src := &blobReader{ctx: ctx, r: content.NewReader(ra), progress: cfg.Progress}
+	src := &blobReader{ctx: ctx, r: bufio.NewReaderSize(content.NewReader(ra), requestLen), progress: cfg.Progress}
 	out, err := writeLayer(dir, func(f *os.File) (ocispec.Descriptor, error) {
 		out, err := d.unpack(ctx, &unpacking{desc: desc, src: src, f: f, implied: d.implied(mounts)}, cfg.ProcessorPayloads)
 		if err == nil && d.cfg.Layer.Verity {
@@ -80,6 +81,10 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	}
 	return out, nil
 }
+
+// requestLen is how much of a blob is asked for at once. For each request containerd
+// looks the blob up in its database and opens it.
+const requestLen = 1 << 20
 
 // unpacking is a layer on its way into its image.
 type unpacking struct {
