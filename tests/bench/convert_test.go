@@ -48,9 +48,10 @@ func TestParseSize(t *testing.T) {
 // TestConverters: every system converts a layer, in both forms of it, and what it
 // cost was measured.
 func TestConverters(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	var data bytes.Buffer
-	require.NoError(t, generate(&data, 3<<20))
+	require.NoError(t, generate(&data, 1<<20))
 	files := layerFiles{tar: filepath.Join(dir, "tar"), gzip: filepath.Join(dir, "gzip")}
 	require.NoError(t, os.WriteFile(files.tar, data.Bytes(), 0o600))
 	var packed bytes.Buffer
@@ -71,7 +72,7 @@ func TestConverters(t *testing.T) {
 			got, err := s.convert(t.Context(), conversion{in: files.in(input), input: input, dir: dir, level: 3})
 			require.NoError(t, err, s.name)
 			for _, o := range got {
-				require.Greater(t, o.size, int64(1<<20), o.name)
+				require.Greater(t, o.size, int64(200<<10), o.name)
 				require.Positive(t, o.Wall)
 				require.Positive(t, o.Peak)
 				report.add("x", input, o)
@@ -208,9 +209,10 @@ func TestOriginServesAnImage(t *testing.T) {
 // through the command line and through Apply.
 func TestBigInBoundedMemory(t *testing.T) {
 	testenv.RequireRoot(t)
+	t.Parallel()
 	dir := t.TempDir()
 	peaks := map[string][]int64{}
-	for _, size := range []string{"48M", "192M"} {
+	for _, size := range []string{"24M", "96M"} {
 		require.NoError(t, runConvert(t.Context(), []string{"-size", size, "-level", "1", "-dir", dir, "-out", dir}, io.Discard))
 		found, err := filepath.Glob(filepath.Join(dir, "*-big.json"))
 		require.NoError(t, err)
@@ -227,7 +229,7 @@ func TestBigInBoundedMemory(t *testing.T) {
 		}
 	}
 	for way, p := range peaks {
-		require.Less(t, p[1], p[0]+40<<10, "KiB, %s", way) // a quarter of what was added
+		require.Less(t, p[1], p[0]+36<<10, "KiB, %s", way) // half of what was added
 	}
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
