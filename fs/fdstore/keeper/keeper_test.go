@@ -155,7 +155,9 @@ func newRig(t *testing.T, first string) *rig {
 	r.install("1")
 	self, err := os.Executable()
 	require.NoError(t, err)
-	r.cmd = exec.Command(self)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute) // no test needs so long
+	t.Cleanup(cancel)
+	r.cmd = exec.CommandContext(ctx, self)
 	r.cmd.Env = append(os.Environ(), roleEnv+"=supervisor", childEnv+"="+r.script,
 		controlEnv+"="+r.control, "NOTIFY_SOCKET="+addr.Name)
 	out, err := os.Create(r.log)
