@@ -42,6 +42,6 @@ func TestSupervised(t *testing.T) {
 	_, err = run(t, "systemctl", "stop", supervised)
 	require.Error(t, err, "RefuseManualStop")
 	r.umount(supervised, 0)
-	systemctl(t, "kill", "--kill-whom=main", supervised)
+	systemctl(t, "kill", "--kill-who=main", supervised)
 	until(t, "the supervisor's end", func() bool { return show(t, supervised).Active == "inactive" })
 }
