@@ -98,6 +98,12 @@ var Guests = []Guest{
 		Driver:       "fanotify",
 	},
 	{
+		Name: "verity", Suite: "sid", KernelOf: "7.x",
+		Capabilities: []string{"erofs-file-backed", "overlay", "fanotify-pre-content", "fuse"},
+		Packages:     []string{"fs/fsverity", "fs/dmverity", "fs/cache", "fs/driver/dmverity", "tests/vm/verity"},
+		Verity:       true,
+	},
+	{
 		Name: "systemd", Suite: "sid", KernelOf: "7.x", Root: "trixie",
 		Capabilities: []string{"erofs-file-backed", "overlay", "fanotify-pre-content", "fuse"},
 		Packages:     []string{systemdPackage},
