@@ -35,19 +35,34 @@ func (b Builder) Commands(ctx context.Context) (string, error) {
 const GuestTag = "guest"
 
 // Tests builds the test binaries of packages, with the tests that are for guests, and
-// returns their paths by package. The last elements of packages must differ.
+// returns their paths by package. One call of go names them by their last elements, so
+// those that share one take another call.
 func (b Builder) Tests(ctx context.Context, pkgs []string) (map[string]string, error) {
-	out := filepath.Join(b.Dir, "tests") + string(os.PathSeparator)
-	args := []string{"test", "-c", "-trimpath", "-tags", GuestTag, "-o", out}
 	binaries := map[string]string{}
-	for _, pkg := range pkgs {
-		args = append(args, "./"+pkg)
-		binaries[pkg] = out + path.Base(pkg) + ".test"
+	for round := 0; len(pkgs) > 0; round++ {
+		out := filepath.Join(b.Dir, fmt.Sprint("tests", round)) + string(os.PathSeparator)
+		args := []string{"test", "-c", "-trimpath", "-tags", GuestTag, "-o", out}
+		var later []string
+		names := map[string]bool{}
+		for _, pkg := range pkgs {
+			name := path.Base(pkg)
+			if names[name] {
+				later = append(later, pkg)
+				continue
+			}
+			names[name] = true
+			args = append(args, "./"+pkg)
+			binaries[pkg] = out + name + ".test"
+		}
+		if err := os.MkdirAll(out, 0o755); err != nil {
+			return nil, err
+		}
+		if err := b.gocmd(ctx, nil, args...); err != nil {
+			return nil, err
+		}
+		pkgs = later
 	}
-	if err := os.MkdirAll(out, 0o755); err != nil {
-		return nil, err
-	}
-	return binaries, b.gocmd(ctx, nil, args...)
+	return binaries, nil
 }
 
 func (b Builder) gocmd(ctx context.Context, env []string, args ...string) error {

@@ -177,9 +177,13 @@ func TestBuilds(t *testing.T) {
 	root, err := testenv.Root()
 	require.NoError(t, err)
 	b := Builder{Root: root, Dir: t.TempDir()}
-	binaries, err := b.Tests(t.Context(), []string{probePackage, lazyPackage})
+	const tree, driver = "fs/dmverity", "fs/driver/dmverity" // two of one name
+	binaries, err := b.Tests(t.Context(), []string{probePackage, lazyPackage, tree, driver})
 	require.NoError(t, err)
-	require.FileExists(t, binaries[lazyPackage])
+	for _, pkg := range []string{lazyPackage, tree, driver} {
+		require.FileExists(t, binaries[pkg])
+	}
+	require.NotEqual(t, binaries[tree], binaries[driver])
 	cmd := exec.CommandContext(t.Context(), binaries[probePackage], "-test.v")
 	cmd.Env = append(os.Environ(), "PATH=")
 	out, err := cmd.CombinedOutput()
