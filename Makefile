@@ -69,7 +69,7 @@ crash: deps build ## kill the daemon N times (1000) under readers that compare e
 demo: deps containerd build ## cold start, overlayfs against lazyerofs; IMAGE=... CMD='...' for any image
 	$(GO) run ./tests/demo $(if $(IMAGE),-image '$(IMAGE)') $(if $(HOSTS_DIR),-hosts-dir '$(HOSTS_DIR)') $(if $(FORBID),-forbid '$(FORBID)') -- $(CMD)
 
-bench: deps containerd tools build ## medians of 5 runs into tests/bench/results; BENCH=starts, drivers, memory, convert or pull
+bench: deps containerd tools build ## medians of 5 runs into tests/bench/results; BENCH=starts, drivers, memory, convert, pull or shared
 	$(GO) run ./tests/bench $(BENCH)
 
 vm: ## run tests in the kernels of tests/vm/guests.go, or in those of VM='NAME ...'
