@@ -1,9 +1,14 @@
 package main
 
 import (
+	"context"
+	"io"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/lazyerofs/lazyerofs/tests/coldstart"
+	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
 func TestParseShared(t *testing.T) {
@@ -26,4 +31,22 @@ func TestTopLayerIsTheLastOfTheNewerImage(t *testing.T) {
 		_, err := topLayer(bad)
 		require.Error(t, err, bad)
 	}
+}
+
+// TestReleasesShareTheFilesThatStayed: of two files one is the same in both.
+func TestReleasesShareTheFilesThatStayed(t *testing.T) {
+	testenv.RequireRoot(t)
+	bed, err := coldstart.NewBed(t.TempDir(), testenv.Profile{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, bed.Close()) }()
+	version := func(n string) testenv.Recipe {
+		script := "mkdir $ROOT/srv\nseq 1 300000 >$ROOT/srv/same\nseq " + n + " 300000 >$ROOT/srv/other\n"
+		return testenv.Recipe{Name: "release-" + n, Steps: []testenv.Step{{Name: "release " + n, Script: script}}}
+	}
+	r := release{"release", func(context.Context) (older, newer testenv.Recipe, err error) { return version("2"), version("7"), nil }}
+	row, err := r.compare(t.Context(), bed, sharedOptions{chunk: 64 << 10}, io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, "release-7", row.Newer)
+	require.InDelta(t, 0.5, row.Share, 0.1)
+	require.Less(t, row.SharedChunks, row.Chunks)
 }

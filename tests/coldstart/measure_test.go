@@ -57,6 +57,32 @@ func TestMeasureOverlayfs(t *testing.T) {
 	require.Len(t, left, 1, "only the registry stays")
 }
 
+// TestMeasureErofs: containerd's own EROFS runs the same image, with mkfs.erofs.
+func TestMeasureErofs(t *testing.T) {
+	b := bed(t)
+	image := push(t, b)
+	mkfs, err := testenv.Tool("mkfs.erofs")
+	require.NoError(t, err)
+	t.Setenv("PATH", filepath.Dir(mkfs)+":"+os.Getenv("PATH"))
+	r, err := b.Measure(t.Context(), Erofs("-T0", "--mkfs-time", "--sort=none"), image.Name, image.Ready)
+	require.NoError(t, err)
+	require.Equal(t, testenv.TinyOutput, r.Output)
+	require.Greater(t, r.Received, image.Size())
+	require.Positive(t, r.CPU)
+}
+
+// TestMeasureObserved: with metrics at a socket, which goes with the daemon.
+func TestMeasureObserved(t *testing.T) {
+	b := bed(t)
+	image := push(t, b)
+	socket := filepath.Join(b.Dir, "m.sock")
+	r, err := b.Measure(t.Context(), LazyerofsTarObserved(socket), image.Name, image.Ready)
+	require.NoError(t, err)
+	require.Equal(t, testenv.TinyOutput, r.Output)
+	_, err = os.Stat(socket)
+	require.ErrorIs(t, err, os.ErrNotExist, "the daemon removes it when it ends")
+}
+
 // failing is a system that cannot pull.
 type failing struct{ stopped int }
 
