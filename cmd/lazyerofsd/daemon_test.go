@@ -20,8 +20,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
-	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/fs"
+	"github.com/lazyerofs/lazyerofs/internal/config"
+	"github.com/lazyerofs/lazyerofs/internal/wire"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
@@ -42,7 +43,7 @@ func testConfig(t *testing.T) config.Config {
 func runDaemon(t *testing.T, c config.Config) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	d, err := wire(ctx, c, nil, inheritance{})
+	d, err := assemble(ctx, c, nil, wire.Inheritance{})
 	require.NoError(t, err)
 	done := make(chan error, 1)
 	go func() { done <- d.run(ctx) }()
@@ -80,8 +81,6 @@ func TestDaemonWithoutAKeeper(t *testing.T) {
 	require.Contains(t, body, `lazyerofs_snapshot_misses_total{reason="`+fs.ReasonDriver+`"} 1`)
 	require.Contains(t, body, "go_goroutines")
 
-	_, err = wire(t.Context(), c, nil, inheritance{})
-	require.ErrorContains(t, err, "another lazyerofsd serves")
 	stop()
 
 	stop = runDaemon(t, c)
@@ -156,7 +155,7 @@ func TestFailedStartEndsWhatItBegan(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(c.Root, "snapshots"), nil, 0o600))
 	before, err := testenv.Descriptors()
 	require.NoError(t, err)
-	_, err = wire(t.Context(), c, nil, inheritance{})
+	_, err = assemble(t.Context(), c, nil, wire.Inheritance{})
 	require.Error(t, err)
 	after, err := testenv.Descriptors()
 	require.NoError(t, err)
@@ -169,8 +168,13 @@ func TestCommandLine(t *testing.T) {
 	cmd := command()
 	cmd.SetArgs([]string{"--root", "relative"})
 	require.ErrorContains(t, cmd.ExecuteContext(t.Context()), "absolute path")
+	for _, args := range [][]string{{"extra"}, {"--", "extra"}, {"--supervise", "extra"}} {
+		cmd = command()
+		cmd.SetArgs(args)
+		require.ErrorContains(t, cmd.ExecuteContext(t.Context()), "unknown command", args)
+	}
 	cmd = command()
-	cmd.SetArgs([]string{"extra"})
-	require.Error(t, cmd.ExecuteContext(t.Context()))
+	cmd.SetArgs([]string{"--supervise", "--", "lazyerofs-absent"})
+	require.ErrorContains(t, cmd.ExecuteContext(t.Context()), "finding what to supervise")
 	require.NotEmpty(t, buildVersion())
 }

@@ -10,8 +10,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore"
+	"github.com/lazyerofs/lazyerofs/internal/config"
+	"github.com/lazyerofs/lazyerofs/internal/wire"
 )
 
 // notified returns a store whose keeper writes down the messages that it gets and
@@ -81,7 +82,7 @@ func TestInheritListener(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			store, end := notified(t)
 			dir := t.TempDir()
-			d := &daemon{c: config.Config{Address: filepath.Join(dir, "s")}, notify: store, left: inheritance{}}
+			d := &daemon{c: config.Config{Address: filepath.Join(dir, "s")}, notify: store, left: wire.Inheritance{}}
 			// A unit's socket is made last, and comes first.
 			for _, at := range slices.Backward(test.at) {
 				d.left[fdstore.ListenerName] = slices.Insert(d.left[fdstore.ListenerName], 0, socketAt(t, filepath.Join(dir, at)))

@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
@@ -14,11 +14,9 @@ import (
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
-	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
-	"github.com/lazyerofs/lazyerofs/fs/driver"
-	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
-	"github.com/lazyerofs/lazyerofs/fs/fdstore"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore/keeper"
+	"github.com/lazyerofs/lazyerofs/internal/config"
+	"github.com/lazyerofs/lazyerofs/internal/wire"
 )
 
 // version is set by the linker; without it the build information says it.
@@ -43,13 +41,21 @@ type options struct {
 func command() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use:           "lazyerofsd",
-		Short:         "containerd snapshotter and differ that start containers before their image is downloaded",
-		Args:          cobra.NoArgs,
+		Use:   "lazyerofsd [--supervise -- PROGRAM [ARG...]]",
+		Short: "containerd snapshotter and differ that start containers before their image is downloaded",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 && (!o.supervise || cmd.ArgsLenAtDash() != 0) {
+				return cobra.NoArgs(cmd, args)
+			}
+			return nil
+		},
 		Version:       buildVersion(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return superviseOther(cmd.Context(), args)
+			}
 			if o.supervise {
 				return supervise(cmd.Context(), o)
 			}
@@ -62,7 +68,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.address, "address", "", "socket for containerd (default "+config.Default().Address+")")
 	f.StringVar(&o.logLevel, "log-level", "", "trace, debug, info, warn or error (default "+config.Default().LogLevel+")")
 	f.BoolVar(&o.rootless, "rootless", false, "mount whole images through FUSE for the user who runs this, as lazyerofs mount asks for them; no containerd")
-	f.BoolVar(&o.supervise, "supervise", false, "keep the daemon running and its descriptors safe, where systemd does not")
+	f.BoolVar(&o.supervise, "supervise", false, "keep the daemon running and its descriptors safe, where systemd does not; or PROGRAM instead, a containerd that has lazyerofs in it")
 	return cmd
 }
 
@@ -117,20 +123,21 @@ func supervise(ctx context.Context, o options) error {
 	return keeper.Run(context.WithoutCancel(ctx), append([]string{exe}, args...), opts)
 }
 
+// superviseOther becomes the parent that keeps descriptors of another program, and
+// does nothing else.
+func superviseOther(ctx context.Context, args []string) error {
+	path, err := exec.LookPath(args[0])
+	if err != nil {
+		return fmt.Errorf("finding what to supervise: %w", err)
+	}
+	return keeper.Run(context.WithoutCancel(ctx), append([]string{path}, args[1:]...), keeper.Options{})
+}
+
 // serve runs the daemon until ctx ends.
 func serve(ctx context.Context, o options) error {
-	// First of all: what a predecessor left stands at fixed descriptor numbers.
-	store, err := fdstore.New()
-	if err != nil && !errors.Is(err, fdstore.ErrNoKeeper) {
-		return err
-	}
-	left := inheritance{}
-	if store != nil {
-		left = store.Inherited()
-	}
-	// And before any other file is opened: events that a predecessor took are
-	// answered by number.
-	if err := fanotify.Reserve(driver.Inheritance(left)); err != nil {
+	// Before any other file is opened.
+	store, left, err := wire.Inherit()
+	if err != nil {
 		return err
 	}
 	c, err := o.load()
@@ -140,7 +147,7 @@ func serve(ctx context.Context, o options) error {
 	if o.rootless {
 		return serveRootless(ctx, c, store, left)
 	}
-	d, err := wire(ctx, c, store, left)
+	d, err := assemble(ctx, c, store, left)
 	if err != nil {
 		return err
 	}

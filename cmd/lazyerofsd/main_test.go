@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
-	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
+	"github.com/lazyerofs/lazyerofs/internal/config"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,25 +26,4 @@ func TestConfigFile(t *testing.T) {
 
 	_, err = options{config: name + ".missing"}.load()
 	require.ErrorIs(t, err, os.ErrNotExist, "a file that was named must exist")
-}
-
-// Stream processors are written as in containerd's configuration.
-func TestStreamProcessors(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "c.toml")
-	require.NoError(t, os.WriteFile(name, []byte(`
-[stream_processors."io.containerd.ocicrypt.decoder.v1.tar.gzip"]
-  accepts = ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"]
-  returns = "application/vnd.oci.image.layer.v1.tar+gzip"
-  path = "ctd-decoder"
-  args = ["--decryption-keys-path", "/etc/keys"]
-  env = ["A=1"]
-`), 0o600))
-	c, err := options{config: name}.load()
-	require.NoError(t, err)
-	all := processors(c.StreamProcessors)
-	require.Len(t, all, 1)
-	_, takes := all[0](t.Context(), "application/vnd.oci.image.layer.v1.tar+gzip+encrypted")
-	require.True(t, takes)
-	_, takes = all[0](t.Context(), "application/vnd.oci.image.layer.v1.tar+gzip")
-	require.False(t, takes)
 }

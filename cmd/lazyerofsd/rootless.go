@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/cmd/internal/rootless"
 	"github.com/lazyerofs/lazyerofs/fs"
 	"github.com/lazyerofs/lazyerofs/fs/cache"
@@ -23,18 +22,22 @@ import (
 	formats "github.com/lazyerofs/lazyerofs/fs/format/all"
 	"github.com/lazyerofs/lazyerofs/fs/layer"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
+	"github.com/lazyerofs/lazyerofs/internal/config"
+	"github.com/lazyerofs/lazyerofs/internal/wire"
 )
 
 // userDaemon serves the images that an ordinary user mounts: the lazy side of
 // daemon, and one FUSE mount for each image in place of the snapshotter.
 type userDaemon struct {
 	daemon
+	files  *fs.FS
 	tree   *fusetree.Driver
 	images *rootless.Images
+	ends   wire.Ends
 }
 
 // serveRootless runs the daemon of an ordinary user until ctx ends.
-func serveRootless(ctx context.Context, c config.Config, notify *fdstore.Store, left inheritance) error {
+func serveRootless(ctx context.Context, c config.Config, notify *fdstore.Store, left wire.Inheritance) error {
 	if notify == nil {
 		return errors.New("nobody keeps descriptors for this process: start it with --supervise")
 	}
@@ -47,14 +50,16 @@ func serveRootless(ctx context.Context, c config.Config, notify *fdstore.Store, 
 	}
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
-	return errors.Join(err, d.end(ending))
+	return errors.Join(err, d.ends.Run(ending))
 }
 
 // wire puts the parts together. Nothing is fetched and nothing served yet.
-func (d *userDaemon) wire(ctx context.Context, left inheritance) error {
-	if err := d.lockRoot(ctx); err != nil {
+func (d *userDaemon) wire(ctx context.Context, left wire.Inheritance) error {
+	unlock, err := wire.Lock(ctx, d.c.Root)
+	if err != nil {
 		return err
 	}
+	d.ends.Add(unlock)
 	store, err := cache.OpenStore(filepath.Join(d.c.Root, "cache"))
 	if err != nil {
 		return fmt.Errorf("opening the cache: %w", err)
@@ -66,9 +71,9 @@ func (d *userDaemon) wire(ctx context.Context, left inheritance) error {
 		return err
 	}
 	hosts := remote.NewHosts(remote.HostsConfig{CertsDir: d.c.Registry.CertsDir})
-	d.onEnd(func(context.Context) error { hosts.Close(); return nil })
+	d.ends.Add(func(context.Context) error { hosts.Close(); return nil })
 	resolver := remote.NewResolver(remote.Config{})
-	d.onEnd(func(context.Context) error { return resolver.Close() })
+	d.ends.Add(func(context.Context) error { return resolver.Close() })
 	d.files = fs.New(ctx, fs.Config{
 		Store:    store,
 		Resolver: resolver,
@@ -81,13 +86,13 @@ func (d *userDaemon) wire(ctx context.Context, left inheritance) error {
 		Drivers: []driver.Driver{d.tree},
 		Slots:   layer.NewSlots(runtime.GOMAXPROCS(0)),
 	})
-	d.onEnd(d.files.Close)
-	d.onEnd(d.tree.Shutdown) // before files: no read may reach a layer that is being closed
+	d.ends.Add(d.files.Close)
+	d.ends.Add(d.tree.Shutdown) // before files: no read may reach a layer that is being closed
 	d.images, err = rootless.New(ctx, d.files, d.tree, filepath.Join(d.c.Root, "mounts"))
 	if err != nil {
 		return err
 	}
-	d.onEnd(func(context.Context) error { d.images.Close(); return nil })
+	d.ends.Add(func(context.Context) error { d.images.Close(); return nil })
 	return nil
 }
 

@@ -21,13 +21,8 @@ import (
 	"google.golang.org/grpc"
 )
 
-// stopTimeout bounds how long calls under way may take when the daemon stops, and
-// how long the parts may take to end.
+// stopTimeout bounds how long calls under way may take when the daemon stops.
 const stopTimeout = 20 * time.Second
-
-// pruneTimeout bounds how long the end of superblocks is waited for that nobody
-// can reach through a mount of ours any more; containers may hold them.
-const pruneTimeout = 10 * time.Second
 
 // run serves until ctx ends or a part fails, then ends everything.
 func (d *daemon) run(ctx context.Context) error {
@@ -35,13 +30,7 @@ func (d *daemon) run(ctx context.Context) error {
 	if d.notify != nil {
 		err = errors.Join(err, d.notify.Stopping())
 	}
-	ctx = context.WithoutCancel(ctx)
-	pruning, cancel := context.WithTimeout(ctx, pruneTimeout)
-	defer cancel()
-	err = errors.Join(err, d.files.Prune(pruning))
-	ending, cancel := context.WithTimeout(ctx, stopTimeout)
-	defer cancel()
-	return errors.Join(err, d.end(ending))
+	return errors.Join(err, d.end(ctx))
 }
 
 func (d *daemon) serve(ctx context.Context) error {
@@ -63,7 +52,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 			return next(passNamespace(ctx), req)
 		}))
-	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(d.snaps))
+	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(d.node.Snapshots))
 	diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(d.differ, d.differ))
 
 	g, ctx := errgroup.WithContext(ctx)
@@ -94,22 +83,7 @@ func (d *daemon) takeOver(ctx context.Context) error {
 			return fmt.Errorf("telling the service manager: %w", err)
 		}
 	}
-	err := d.snaps.Restore(ctx)
-	if ctx.Err() != nil {
-		return nil //nolint:nilerr // told to stop: the successor restores what we did not come to
-	}
-	if err != nil {
-		log.G(ctx).WithError(err).Error("mounted layers were not taken over")
-	}
-	for _, s := range d.servers {
-		orphans, err := s.Settle()
-		if len(orphans) > 0 {
-			log.G(ctx).WithField("layers", orphans).Warn("layers have readers but no mount of ours: reads of missing data fail")
-		}
-		if err != nil && ctx.Err() == nil {
-			log.G(ctx).WithError(err).Error("layers without a mount were not let go")
-		}
-	}
+	d.node.Restore(ctx)
 	return nil
 }
 

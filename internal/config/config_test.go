@@ -5,13 +5,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/pelletier/go-toml/v2"
 	"github.com/stretchr/testify/require"
 )
 
 // The sample that we ship shows every key with its default.
 func TestSampleShowsTheDefaults(t *testing.T) {
-	b, err := os.ReadFile("../../../deploy/config.toml")
+	b, err := os.ReadFile("../../deploy/config.toml")
 	require.NoError(t, err)
 	var got Config
 	require.NoError(t, got.parse("sample", b))
@@ -64,4 +66,16 @@ func TestMetricsAddresses(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, network+" "+at)
 	}
+}
+
+// containerd prints the defaults of its plugins and reads what it printed.
+func TestConfigReadsBack(t *testing.T) {
+	want := DefaultNode()
+	want.Root, want.Snapshotter.PrepareTimeout, want.Driver.Forbid = "/r", Duration(90*time.Second), []string{"x"}
+	b, err := toml.Marshal(want)
+	require.NoError(t, err)
+	require.Contains(t, string(b), "prepare_timeout = '1m30s'")
+	var got Node
+	require.NoError(t, toml.Unmarshal(b, &got))
+	require.Equal(t, want, got)
 }

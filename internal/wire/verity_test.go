@@ -1,4 +1,4 @@
-package main
+package wire
 
 import (
 	"os"
@@ -7,13 +7,14 @@ import (
 	"testing"
 
 	"github.com/moby/sys/mountinfo"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
-	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/fs/dmverity"
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
 	"github.com/lazyerofs/lazyerofs/fs/format/formattest"
 	"github.com/lazyerofs/lazyerofs/fs/fsverity"
+	"github.com/lazyerofs/lazyerofs/internal/config"
 )
 
 // What the configuration asks for and this machine cannot is done without: layers
@@ -23,19 +24,19 @@ func TestVerityWhereItCanBe(t *testing.T) {
 	data, v, err := formattest.WithTree(img.Data)
 	require.NoError(t, err)
 	for _, on := range []bool{false, true} {
-		c := testConfig(t)
+		c := rooted(t)
 		c.Verity = config.Verity{DM: on, FS: on}
-		d, err := wire(t.Context(), c, nil, inheritance{})
+		n, err := New(t.Context(), c, Options{Metrics: prometheus.NewRegistry()})
 		require.NoError(t, err)
 		throughDM, sealing := on && dmverity.Probe(c.Root) == nil, on && fsverity.Probe(c.Root) == nil
-		require.Equal(t, throughDM, d.throughDM)
-		require.Equal(t, sealing, d.sealing)
+		require.Equal(t, throughDM, n.throughDM)
+		require.Equal(t, sealing, n.sealing)
 
 		file, at := filepath.Join(c.Root, "layer.erofs"), filepath.Join(c.Root, "at")
 		require.NoError(t, os.WriteFile(file, data, 0o600))
 		require.NoError(t, dmverity.WriteSidecar(file, v))
 		require.NoError(t, os.Mkdir(at, 0o755))
-		require.NoError(t, d.files.MountFile(t.Context(), at, file))
+		require.NoError(t, n.Files.MountFile(t.Context(), at, file))
 		infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(at))
 		require.NoError(t, err)
 		require.Len(t, infos, 1)
@@ -50,7 +51,7 @@ func TestVerityWhereItCanBe(t *testing.T) {
 		_, err = fsverity.Measure(f)
 		require.Equal(t, sealing, err == nil)
 		require.NoError(t, f.Close())
-		require.NoError(t, d.files.Unmount(t.Context(), at))
-		require.NoError(t, d.end(t.Context()))
+		require.NoError(t, n.Files.Unmount(t.Context(), at))
+		require.NoError(t, n.End(t.Context()))
 	}
 }

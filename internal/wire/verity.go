@@ -1,4 +1,4 @@
-package main
+package wire
 
 import (
 	"context"
@@ -16,17 +16,17 @@ import (
 // wireVerity makes the driver of complete layers, which takes over what a predecessor
 // mounted whatever the configuration says, and turns off what cannot be done here:
 // layers are mounted without rather than not at all.
-func (d *daemon) wireVerity(ctx context.Context, cacheDir string) *dmverity.Driver {
+func (n *Node) wireVerity(ctx context.Context, cacheDir string) *dmverity.Driver {
 	whole := dmverity.New(readAheadKB)
-	if d.c.Verity.DM {
+	if n.Config.Verity.DM {
 		err := whole.Probe(cacheDir)
-		if d.throughDM = err == nil; err != nil {
+		if n.throughDM = err == nil; err != nil {
 			log.G(ctx).WithError(err).Warn("verity.dm is set, but layers are mounted without dm-verity")
 		}
 	}
-	if d.c.Verity.FS {
+	if n.Config.Verity.FS {
 		err := fsverity.Probe(cacheDir)
-		if d.sealing = err == nil; err != nil {
+		if n.sealing = err == nil; err != nil {
 			log.G(ctx).WithError(err).Warn("verity.fs is set, but the files of layers go without fs-verity")
 		}
 	}
@@ -34,8 +34,8 @@ func (d *daemon) wireVerity(ctx context.Context, cacheDir string) *dmverity.Driv
 }
 
 // whole is what mounts complete layers, or nil.
-func (d *daemon) whole(w *dmverity.Driver) fs.WholeDriver {
-	if !d.throughDM {
+func (n *Node) whole(w *dmverity.Driver) fs.WholeDriver {
+	if !n.throughDM {
 		return nil
 	}
 	return w
@@ -43,8 +43,8 @@ func (d *daemon) whole(w *dmverity.Driver) fs.WholeDriver {
 
 // mountUnpacked mounts a layer that was unpacked here, through dm-verity if that is
 // wanted and it has a hash tree.
-func (d *daemon) mountUnpacked(ctx context.Context, file, target string) error {
-	if d.throughDM {
+func (n *Node) mountUnpacked(ctx context.Context, file, target string) error {
+	if n.throughDM {
 		v, err := tree.ReadSidecar(file)
 		if err == nil && v != nil {
 			_, err = dmverity.MountFile(ctx, file, erofs.MountConfig{Target: target, Suid: true, Dev: true}, *v)

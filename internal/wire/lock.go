@@ -1,4 +1,4 @@
-package main
+package wire
 
 import (
 	"context"
@@ -16,21 +16,20 @@ import (
 // longer than its successor needs to start.
 const lockPatience = 5 * time.Second
 
-// lockRoot keeps a second daemon away from the same root: both would answer the
-// same events and write the same files.
-func (d *daemon) lockRoot(ctx context.Context) error {
-	if err := os.MkdirAll(d.c.Root, 0o700); err != nil {
-		return fmt.Errorf("creating the root directory: %w", err)
+// Lock creates the root directory and keeps a second process away from it: both
+// would answer the same events and write the same files. It returns what unlocks.
+func Lock(ctx context.Context, root string) (unlock func(context.Context) error, err error) {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, fmt.Errorf("creating the root directory: %w", err)
 	}
-	lock, err := os.OpenFile(filepath.Join(d.c.Root, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return fmt.Errorf("locking the root directory: %w", err)
+		return nil, fmt.Errorf("locking the root directory: %w", err)
 	}
 	if err := flock(ctx, lock); err != nil {
-		return errors.Join(fmt.Errorf("another lazyerofsd serves %s, stop it or choose another --root: %w", d.c.Root, err), lock.Close())
+		return nil, errors.Join(fmt.Errorf("another lazyerofsd serves %s, stop it or choose another root: %w", root, err), lock.Close())
 	}
-	d.onEnd(func(context.Context) error { return lock.Close() })
-	return nil
+	return func(context.Context) error { return lock.Close() }, nil
 }
 
 // flock takes the lock or gives up after lockPatience.

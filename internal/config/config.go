@@ -22,20 +22,29 @@ import (
 // Only then may it be missing.
 const DefaultPath = "/etc/lazyerofs/config.toml"
 
-// Config is the configuration file. deploy/config.toml explains every key.
+// Config is the daemon's configuration file. deploy/config.toml explains every key.
 type Config struct {
-	Root     string `toml:"root"`
-	Address  string `toml:"address"`
-	LogLevel string `toml:"log_level"`
+	Node
+	Unpack
 
-	Containerd  Containerd  `toml:"containerd"`
+	Address    string     `toml:"address"`
+	LogLevel   string     `toml:"log_level"`
+	Containerd Containerd `toml:"containerd"`
+	Metrics    Metrics    `toml:"metrics"`
+}
+
+// Node is what the snapshotter has, and what loads layers behind it.
+type Node struct {
+	Root        string      `toml:"root"`
 	Snapshotter Snapshotter `toml:"snapshotter"`
 	Registry    Registry    `toml:"registry"`
 	Driver      Driver      `toml:"driver"`
-	Metrics     Metrics     `toml:"metrics"`
-	Differ      Differ      `toml:"differ"`
 	Verity      Verity      `toml:"verity"`
+}
 
+// Unpack is what the differ has.
+type Unpack struct {
+	Differ Differ `toml:"differ"`
 	// StreamProcessors are as in containerd's own configuration, by id.
 	StreamProcessors map[string]StreamProcessor `toml:"stream_processors"`
 }
@@ -107,18 +116,33 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	return nil
 }
 
+// MarshalText writes what UnmarshalText reads: containerd prints the defaults of
+// its plugins.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
 // Default is what holds without a configuration file.
 func Default() Config {
-	return Config{
-		Root:        "/var/lib/lazyerofs",
-		Address:     "/run/lazyerofs/lazyerofs.sock",
-		LogLevel:    "info",
-		Containerd:  Containerd{Address: "/run/containerd/containerd.sock"},
+	c := Config{
+		Node:       DefaultNode(),
+		Unpack:     DefaultUnpack(),
+		Address:    "/run/lazyerofs/lazyerofs.sock",
+		LogLevel:   "info",
+		Containerd: Containerd{Address: "/run/containerd/containerd.sock"},
+	}
+	c.Root = "/var/lib/lazyerofs"
+	return c
+}
+
+// DefaultNode is Default's Node without a root.
+func DefaultNode() Node {
+	return Node{
 		Snapshotter: Snapshotter{PrepareTimeout: Duration(snapshot.DefaultPrepareTimeout)},
 		Registry:    Registry{CertsDir: remote.DefaultCertsDir, RetryBudget: Duration(30 * time.Second)},
-		Differ:      Differ{MediaType: chunk.MediaTypeLayerZstd},
 	}
 }
+
+// DefaultUnpack is Default's Unpack.
+func DefaultUnpack() Unpack { return Unpack{Differ: Differ{MediaType: chunk.MediaTypeLayerZstd}} }
 
 // Load reads the file at path over the defaults. An empty path means DefaultPath,
 // which may be missing. The values are not checked.
@@ -163,22 +187,19 @@ var logLevels = []string{"trace", "debug", "info", "warn", "error"}
 
 // Check says what is wrong with the values, and cleans paths.
 func (c *Config) Check() error {
-	for _, p := range []struct {
-		key   string
-		value *string
-	}{{"root", &c.Root}, {"address", &c.Address}, {"containerd.address", &c.Containerd.Address}} {
-		if !filepath.IsAbs(*p.value) {
-			return fmt.Errorf("%s is %q: give an absolute path", p.key, *p.value)
-		}
-		*p.value = filepath.Clean(*p.value)
+	if err := c.Node.Check(); err != nil {
+		return err
+	}
+	if err := cleanPath("address", &c.Address); err != nil {
+		return err
+	}
+	if err := cleanPath("containerd.address", &c.Containerd.Address); err != nil {
+		return err
 	}
 	if !slices.Contains(logLevels, c.LogLevel) {
 		return fmt.Errorf("log_level is %q: use trace, debug, info, warn or error", c.LogLevel)
 	}
-	if c.Registry.MaxRequests < 0 || c.Registry.MaxRequestsPerHost < 0 {
-		return errors.New("registry.max_requests and registry.max_requests_per_host are numbers above 0, or 0 for the default")
-	}
-	if err := c.checkDiffer(); err != nil {
+	if err := c.Unpack.Check(); err != nil {
 		return err
 	}
 	if c.Metrics.Address != "" {
@@ -189,13 +210,33 @@ func (c *Config) Check() error {
 	return nil
 }
 
-func (c *Config) checkDiffer() error {
-	switch c.Differ.MediaType {
+func cleanPath(key string, value *string) error {
+	if !filepath.IsAbs(*value) {
+		return fmt.Errorf("%s is %q: give an absolute path", key, *value)
+	}
+	*value = filepath.Clean(*value)
+	return nil
+}
+
+// Check says what is wrong with the values, and cleans paths.
+func (n *Node) Check() error {
+	if err := cleanPath("root", &n.Root); err != nil {
+		return err
+	}
+	if n.Registry.MaxRequests < 0 || n.Registry.MaxRequestsPerHost < 0 {
+		return errors.New("registry.max_requests and registry.max_requests_per_host are numbers above 0, or 0 for the default")
+	}
+	return nil
+}
+
+// Check says what is wrong with the values.
+func (u *Unpack) Check() error {
+	switch u.Differ.MediaType {
 	case chunk.MediaTypeLayer, chunk.MediaTypeLayerZstd, ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd:
 	default:
-		return fmt.Errorf("differ.media_type is %q: use %s, %s or the type of an OCI tar layer", c.Differ.MediaType, chunk.MediaTypeLayerZstd, chunk.MediaTypeLayer)
+		return fmt.Errorf("differ.media_type is %q: use %s, %s or the type of an OCI tar layer", u.Differ.MediaType, chunk.MediaTypeLayerZstd, chunk.MediaTypeLayer)
 	}
-	for id, p := range c.StreamProcessors {
+	for id, p := range u.StreamProcessors {
 		if len(p.Accepts) == 0 || p.Returns == "" || p.Path == "" {
 			return fmt.Errorf("stream_processors.%q needs accepts, returns and path", id)
 		}
