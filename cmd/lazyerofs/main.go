@@ -124,6 +124,7 @@ func commands() []*cobra.Command {
 		newMountCmd(),
 		newUmountCmd(),
 		newInspectCmd(),
+		newMergeCmd(),
 		newVerifyCmd(),
 		newDoctorCmd(),
 	}

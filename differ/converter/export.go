@@ -25,6 +25,8 @@ type ImageData struct {
 	Tree *erofs.Tree
 	// Data gives verified bytes, in the address space of image data.
 	Data io.ReaderAt
+	// Size is the length of Data in bytes.
+	Size int64
 	// Close frees it.
 	Close func() error
 }

@@ -97,7 +97,7 @@ func (l *Layers) Open(ctx context.Context, desc ocispec.Descriptor) (_ *converte
 		if err != nil {
 			return nil, err
 		}
-		return &converter.ImageData{Tree: parsed.Tree, Data: r, Close: done}, nil
+		return &converter.ImageData{Tree: parsed.Tree, Data: r, Size: plan.Data.Size(), Close: done}, nil
 	}
 	return nil, fmt.Errorf("layer %s: media type %q is none that lazyerofs reads", desc.Digest, desc.MediaType)
 }
@@ -130,7 +130,7 @@ func (l *Layers) unpacked(ctx context.Context, desc ocispec.Descriptor, done fun
 	if err != nil {
 		return nil, err
 	}
-	return &converter.ImageData{Tree: parsed.Tree, Data: f, Close: func() error { return errors.Join(f.Close(), done()) }}, nil
+	return &converter.ImageData{Tree: parsed.Tree, Data: f, Size: size, Close: func() error { return errors.Join(f.Close(), done()) }}, nil
 }
 
 // maxWindow bounds the memory of a decoder, as clients do.
