@@ -22,6 +22,10 @@ type ContainerdOptions struct {
 	Daemon *Daemon // its proxy plugins are configured; nil for none
 	State  string  // a directory from NewState; "" makes one
 	Config table   // merged over the rest of the configuration, may be nil
+	// Binary is instead of the pinned containerd: one with lazyerofs in it.
+	Binary string
+	// Supervise runs it under our own keeper of descriptors.
+	Supervise bool
 }
 
 // Containerd is a containerd of our own, with its shims and containers.
@@ -31,6 +35,7 @@ type Containerd struct {
 
 	dir, state string
 	ctr        string
+	command    []string
 	proc       *process
 }
 
@@ -51,7 +56,7 @@ func ContainerdAddress(state string) string { return filepath.Join(state, "c.soc
 // StartContainerd starts the pinned containerd with everything below dir, which
 // it creates, and returns when it serves.
 func StartContainerd(ctx context.Context, dir string, o ContainerdOptions) (*Containerd, error) {
-	path, err := Tool("containerd")
+	command, err := o.command()
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +74,8 @@ func StartContainerd(ctx context.Context, dir string, o ContainerdOptions) (*Con
 		}
 	}
 	c := &Containerd{Address: ContainerdAddress(state), Namespace: filepath.Base(state), dir: dir, state: state, ctr: ctr}
+	file := filepath.Join(dir, "containerd.toml")
+	c.command = append(command, "--config", file)
 	config := containerdConfig(filepath.Join(dir, "root"), state, c.Address)
 	if o.Daemon != nil {
 		stanzas, err := proxyStanzas(o.Daemon.Socket, o.Daemon.Root)
@@ -78,18 +85,35 @@ func StartContainerd(ctx context.Context, dir string, o ContainerdOptions) (*Con
 		merge(config, stanzas)
 	}
 	merge(config, o.Config)
-	file := filepath.Join(dir, "containerd.toml")
 	if err := writeTOML(file, config); err != nil {
 		return nil, errors.Join(err, os.Remove(state))
 	}
-	// The shim is looked up beside containerd first, then in its PATH.
-	if c.proc, err = startProcess(filepath.Join(dir, "containerd.log"), path, "--config", file); err != nil {
+	if c.proc, err = c.start(); err != nil {
 		return nil, errors.Join(err, os.Remove(state))
 	}
 	if err := waitSocket(ctx, c.Address, c.proc); err != nil {
 		return nil, errors.Join(err, c.Stop())
 	}
 	return c, nil
+}
+
+// command is what starts a containerd, without its arguments.
+func (o *ContainerdOptions) command() ([]string, error) {
+	path, err := o.Binary, error(nil)
+	if path == "" {
+		path, err = Tool("containerd")
+	}
+	if err != nil || !o.Supervise {
+		return []string{path}, err
+	}
+	keeper, err := Tool("lazyerofsd")
+	return []string{keeper, "--supervise", "--", path}, err
+}
+
+// start starts containerd. The shim is looked up beside it first, then in its
+// PATH; one that is not the pinned containerd has it in its PATH only.
+func (c *Containerd) start() (*process, error) {
+	return startProcess(filepath.Join(c.dir, "containerd.log"), c.command[0], c.command[1:]...)
 }
 
 // waitSocket returns when p accepts connections at a unix socket.
@@ -158,6 +182,8 @@ func (c *Containerd) Stop() error {
 	default:
 		errs = append(errs, c.removeTasks(ctx))
 	}
+	// A supervisor stays for as long as an incomplete layer is mounted.
+	errs = append(errs, UnmountAll(c.state), UnmountAll(c.dir))
 	errs = append(errs, c.proc.stop(), c.removeRunc(ctx), killAll(c.state), UnmountAll(c.state), UnmountAll(c.dir),
 		os.RemoveAll(c.state), removeCgroups(c.Namespace))
 	return errors.Join(errs...)

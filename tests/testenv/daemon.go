@@ -67,7 +67,7 @@ func (d *Daemon) Log() (string, error) {
 }
 
 // Pid is the process that StartDaemon started: the daemon, or its supervisor.
-func (d *Daemon) Pid() int { return d.proc.cmd.Process.Pid }
+func (d *Daemon) Pid() int { return d.proc.pid() }
 
 // Stop unmounts the layers, which no container may use any more, and ends the
 // daemon and its supervisor. A supervisor stays for as long as an incomplete

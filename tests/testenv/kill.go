@@ -17,19 +17,22 @@ import (
 
 // Child waits for the daemon that a supervisor runs, other than the process old,
 // and returns its process id.
-func (d *Daemon) Child(ctx context.Context, old int) (int, error) {
+func (d *Daemon) Child(ctx context.Context, old int) (int, error) { return d.proc.child(ctx, old) }
+
+// child waits for a child of p other than old.
+func (p *process) child(ctx context.Context, old int) (int, error) {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
-		if pid := childOf(d.Pid(), old); pid != 0 {
+		if pid := childOf(p.pid(), old); pid != 0 {
 			return pid, nil
 		}
 		select {
 		case <-tick.C:
-		case <-d.proc.done:
-			return 0, d.proc.exited()
+		case <-p.done:
+			return 0, p.exited()
 		case <-ctx.Done():
-			return 0, fmt.Errorf("the supervisor starts no daemon: %w; the log ends with:\n%s", ctx.Err(), d.proc.tail())
+			return 0, fmt.Errorf("the supervisor starts nothing: %w; the log ends with:\n%s", ctx.Err(), p.tail())
 		}
 	}
 }
@@ -113,8 +116,10 @@ func DescriptorsOf(pid int) map[int32]string {
 
 // Taken returns the fanotify events that the daemon has taken and not answered:
 // they are in memory that its supervisor holds.
-func (d *Daemon) Taken() (all []fanotify.Taken, err error) {
-	err = d.journals(fanotify.JournalName, func(f *os.File) error {
+func (d *Daemon) Taken() ([]fanotify.Taken, error) { return d.proc.taken() }
+
+func (p *process) taken() (all []fanotify.Taken, err error) {
+	err = p.journals(fanotify.JournalName, func(f *os.File) error {
 		list, err := fanotify.ReadJournal(f)
 		all = append(all, list...)
 		return err
@@ -125,7 +130,7 @@ func (d *Daemon) Taken() (all []fanotify.Taken, err error) {
 // TakenFUSE counts the requests of all FUSE connections that the daemon has taken
 // and not answered.
 func (d *Daemon) TakenFUSE() (all int, err error) {
-	err = d.journals("fuse-session", func(f *os.File) error {
+	err = d.proc.journals("fuse-session", func(f *os.File) error {
 		n, err := fusesession.Unanswered(f)
 		all += n
 		return err
@@ -133,13 +138,13 @@ func (d *Daemon) TakenFUSE() (all int, err error) {
 	return all, err
 }
 
-// journals opens every memfd of that name which the supervisor holds.
-func (d *Daemon) journals(name string, look func(*os.File) error) error {
-	for fd, to := range DescriptorsOf(d.Pid()) {
+// journals opens every memfd of that name which the supervisor p holds.
+func (p *process) journals(name string, look func(*os.File) error) error {
+	for fd, to := range DescriptorsOf(p.pid()) {
 		if !strings.Contains(to, "memfd:"+name) {
 			continue
 		}
-		f, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", d.Pid(), fd))
+		f, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", p.pid(), fd))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // dropped
 		}

@@ -44,6 +44,8 @@ func startProcess(log, path string, args ...string) (*process, error) {
 	return p, nil
 }
 
+func (p *process) pid() int { return p.cmd.Process.Pid }
+
 // stop asks the process to end, and kills it after grace. What it answers to
 // the request is not an error; having to kill it is.
 func (p *process) stop() error {

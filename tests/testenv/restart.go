@@ -3,11 +3,12 @@ package testenv
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
 )
 
 // Restart stops containerd alone and starts it again: shims and containers run
@@ -16,7 +17,7 @@ func (c *Containerd) Restart(ctx context.Context) error {
 	if err := c.proc.stop(); err != nil {
 		return err
 	}
-	p, err := startProcess(c.proc.log, c.proc.name, "--config", filepath.Join(c.dir, "containerd.toml"))
+	p, err := c.start()
 	if err != nil {
 		return err
 	}
@@ -59,3 +60,14 @@ func (d *Daemon) starts() (int, error) {
 	log, err := d.Log()
 	return strings.Count(log, "lazyerofsd serves"), err
 }
+
+// Child waits for the containerd that a supervisor runs, other than the process
+// old, and returns its process id.
+func (c *Containerd) Child(ctx context.Context, old int) (int, error) { return c.proc.child(ctx, old) }
+
+// Taken returns the fanotify events that a supervised containerd has taken and not
+// answered.
+func (c *Containerd) Taken() ([]fanotify.Taken, error) { return c.proc.taken() }
+
+// Await returns when containerd answers.
+func (c *Containerd) Await(ctx context.Context) error { return waitSocket(ctx, c.Address, c.proc) }
