@@ -135,6 +135,10 @@ func applierFor(mediaType string) applyFunc {
 	return nil
 }
 
+// Applies reports whether Apply takes layers of that type as they are, without a
+// stream processor.
+func Applies(mediaType string) bool { return applierFor(mediaType) != nil }
+
 // nonDistributable is an OCI layer that registries were not to hold. The image
 // spec has given the idea up, images with it are left.
 const nonDistributable = "application/vnd.oci.image.layer.nondistributable.v1.tar"
