@@ -32,6 +32,9 @@ func TestCompareSeesEveryKindOfDifference(t *testing.T) {
 	diffs, err := Compare(want, build(t))
 	require.NoError(t, err)
 	require.Empty(t, diffs)
+	diffs, err = CompareOverlay(want, build(t))
+	require.NoError(t, err)
+	require.Empty(t, diffs)
 
 	for what, change := range map[string]func(p func(string) string) error{
 		"mode":          func(p func(string) string) error { return os.Chmod(p("d/f"), 0o600) },
@@ -62,13 +65,15 @@ func TestCompareSeesEveryKindOfDifference(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			dir := build(t)
 			require.NoError(t, change(func(n string) string { return filepath.Join(dir, n) }))
-			diffs, err := Compare(want, dir)
-			require.NoError(t, err)
-			var found bool
-			for _, d := range diffs {
-				found = found || strings.Contains(d, what)
+			for _, compare := range []func(string, string) ([]string, error){Compare, CompareOverlay} {
+				diffs, err := compare(want, dir)
+				require.NoError(t, err)
+				var found bool
+				for _, d := range diffs {
+					found = found || strings.Contains(d, what)
+				}
+				require.True(t, found, "%q", diffs)
 			}
-			require.True(t, found, "%q", diffs)
 		})
 	}
 }
