@@ -69,6 +69,14 @@ func New() (*Store, error) {
 	return s, nil
 }
 
+// Keeps returns nil when the keeper takes descriptors, else ErrNotKept.
+func (s *Store) Keeps() error {
+	if s.max == 0 {
+		return ErrNotKept
+	}
+	return nil
+}
+
 // Inherited returns, by name, the descriptors that a predecessor stored; the
 // keeper holds its copies until Remove. It must be called once, before anything
 // opens files: it claims descriptors 3 and up as LISTEN_FDS says, sets their

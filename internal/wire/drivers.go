@@ -24,11 +24,7 @@ const readAheadKB = 256
 // error says why none may. What is mounted is taken over by the driver that
 // mounted it, whatever a probe would say today.
 func (n *Node) wireDrivers(ctx context.Context, cacheDir string) (list, usable []driver.Driver, err error) {
-	if n.o.Keeper == nil {
-		err := fmt.Errorf("nobody keeps descriptors for this process, start it with --supervise or under systemd: %w", driver.ErrNoDriver)
-		if n.o.InProcess {
-			err = fmt.Errorf("nobody keeps descriptors for containerd, give containerd.service a descriptor store or start it with lazyerofsd --supervise -- containerd: %w", driver.ErrNoDriver)
-		}
+	if err := n.kept(); err != nil {
 		log.G(ctx).WithError(err).Warn("layers are not loaded lazily")
 		return nil, nil, err
 	}
@@ -67,6 +63,20 @@ func (n *Node) wireDrivers(ctx context.Context, cacheDir string) (list, usable [
 		log.G(ctx).WithError(err).Warn("layers are not loaded lazily")
 	}
 	return list, usable, err
+}
+
+// kept says why nobody keeps descriptors over the end of this process.
+func (n *Node) kept() error {
+	why := driver.ErrNoDriver
+	if n.o.Keeper != nil {
+		if why = n.o.Keeper.Keeps(); why == nil {
+			return nil
+		}
+	}
+	if n.o.InProcess {
+		return fmt.Errorf("nobody keeps descriptors for containerd, give containerd.service a descriptor store or start it with lazyerofsd --supervise -- containerd: %w", why)
+	}
+	return fmt.Errorf("nobody keeps descriptors for this process, start it with --supervise or under systemd: %w", why)
 }
 
 // newDrivers makes the drivers that may serve in this process.

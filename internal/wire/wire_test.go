@@ -3,6 +3,8 @@ package wire
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -56,7 +58,7 @@ func kept(t *testing.T) *fdstore.Store {
 // miss prepares a layer and returns why it is not lazy.
 func miss(t *testing.T, n *Node) string {
 	t.Helper()
-	key := "default/1/extract-1 sha256:x"
+	key := fmt.Sprintf("default/1/extract-%d sha256:x", rand.Int())
 	_, err := n.Snapshots.Prepare(t.Context(), key, "", snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotRef: "sha256:x"}))
 	require.NoError(t, err)
 	info, err := n.Snapshots.Stat(t.Context(), key)
@@ -83,6 +85,21 @@ func TestNobodyKeepsDescriptors(t *testing.T) {
 		require.Contains(t, miss(t, n), want)
 		require.NoError(t, n.End(t.Context()))
 	}
+}
+
+// A service manager that is told that we are ready need not keep descriptors;
+// containerd.service as it is shipped does not ask for it. No layer is tried then.
+func TestServiceManagerWithoutAStore(t *testing.T) {
+	testenv.RequireRoot(t)
+	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
+	t.Setenv("FDSTORE", "")
+	store, left, err := Inherit()
+	require.NoError(t, err)
+	n, err := New(t.Context(), rooted(t), Options{Keeper: store, Inherited: left, Metrics: prometheus.NewRegistry(), InProcess: true})
+	require.NoError(t, err)
+	require.Contains(t, miss(t, n), "give containerd.service a descriptor store")
+	require.Contains(t, miss(t, n), "$FDSTORE is not set")
+	require.NoError(t, n.End(t.Context()))
 }
 
 // Inside of containerd no driver serves whose readers cannot be killed.
