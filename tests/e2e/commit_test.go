@@ -195,6 +195,7 @@ func TestCommitOfALazyContainer(t *testing.T) {
 	disturb(t, n.rootOf("box"))
 
 	n.reg.Reset()
+	require.NoError(t, testenv.DropCaches()) // so that each read below asks the daemon
 	before := n.events(socket)
 	ref := n.reg.Addr() + "/tiny:committed"
 	layer := n.commit("box", base, ref)
@@ -228,6 +229,7 @@ func TestSnapshotsDiff(t *testing.T) {
 	box.await()
 	disturb(t, n.rootOf("box"))
 	n.reg.Reset()
+	require.NoError(t, testenv.DropCaches()) // so that each read below asks the daemon
 	before := n.events(socket)
 	out := func(mediaType string) []byte {
 		return []byte(n.ctr("snapshots", "--snapshotter", "lazyerofs", "diff", "--media-type", mediaType, "box"))
