@@ -8,9 +8,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/doctor"
 	"github.com/lazyerofs/lazyerofs/fs/driver/all"
-	"github.com/lazyerofs/lazyerofs/internal/config"
 )
 
 // noKeeper stands where drivers are only probed: nothing is mounted, so there

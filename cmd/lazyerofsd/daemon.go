@@ -14,10 +14,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
+	"github.com/lazyerofs/lazyerofs/cmd/internal/wire"
 	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore"
-	"github.com/lazyerofs/lazyerofs/internal/config"
-	"github.com/lazyerofs/lazyerofs/internal/wire"
 )
 
 // daemon is everything that runs.

@@ -20,9 +20,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
+	"github.com/lazyerofs/lazyerofs/cmd/internal/wire"
 	"github.com/lazyerofs/lazyerofs/fs"
-	"github.com/lazyerofs/lazyerofs/internal/config"
-	"github.com/lazyerofs/lazyerofs/internal/wire"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 

@@ -1,7 +1,7 @@
 // Command lazyerofsd is the daemon: a containerd snapshotter and differ on one
 // socket, and behind them what loads layers lazily.
 //
-// Package internal/wire puts the parts together. The order at start is: take over
+// Package cmd/internal/wire puts the parts together. The order at start is: take over
 // the descriptors that a predecessor left, open the socket, say that we are ready,
 // then take over mounts; nothing in it needs a network. At stop every mount stays,
 // and what serves them waits in the descriptor store.

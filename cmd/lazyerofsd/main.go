@@ -14,9 +14,9 @@ import (
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
+	"github.com/lazyerofs/lazyerofs/cmd/internal/wire"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore/keeper"
-	"github.com/lazyerofs/lazyerofs/internal/config"
-	"github.com/lazyerofs/lazyerofs/internal/wire"
 )
 
 // version is set by the linker; without it the build information says it.

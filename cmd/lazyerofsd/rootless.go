@@ -13,7 +13,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/cmd/internal/rootless"
+	"github.com/lazyerofs/lazyerofs/cmd/internal/wire"
 	"github.com/lazyerofs/lazyerofs/fs"
 	"github.com/lazyerofs/lazyerofs/fs/cache"
 	"github.com/lazyerofs/lazyerofs/fs/driver"
@@ -22,8 +24,6 @@ import (
 	formats "github.com/lazyerofs/lazyerofs/fs/format/all"
 	"github.com/lazyerofs/lazyerofs/fs/layer"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
-	"github.com/lazyerofs/lazyerofs/internal/config"
-	"github.com/lazyerofs/lazyerofs/internal/wire"
 )
 
 // userDaemon serves the images that an ordinary user mounts: the lazy side of

@@ -96,7 +96,7 @@ func Offences(pkgs []Package) []string {
 			case forTests(p.Path), sameUnit(p.Path, last):
 			case under(last, "fs/format/all"), under(last, "fs/driver/all"):
 				if !slices.Contains(r.allowed, "") {
-					bad = append(bad, way+": only cmd and internal/wire know the list of implementations")
+					bad = append(bad, way+": only cmd knows the list of implementations")
 				}
 			case !r.allows(last):
 				bad = append(bad, way+": "+r.why)

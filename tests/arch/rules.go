@@ -37,8 +37,6 @@ var rules = []rule{
 	{"snapshot", nil, "the snapshotter knows containerd and one small interface, no EROFS"},
 	{"differ", []string{"fs/chunk", "fs/kernel", "fs/erofs", "fs/dmverity"}, "converting needs no mount and no registry"},
 	{"estargz-compat", []string{"fs/chunk", "fs/kernel", "fs/erofs", "fs/remote", "fs/format$"}, "foreign formats are formats like any other"},
-	{"internal", []string{""}, "the daemon and the plugins are configured and put together in one place"},
-	{"plugin", []string{""}, "a containerd gets everything by one import"},
 	{"cmd", []string{""}, "commands put everything together"},
 	{"tests", []string{""}, "tests may look at anything"},
 	{"deploy", nil, "deployment files hold no logic"},

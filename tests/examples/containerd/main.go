@@ -8,7 +8,7 @@ import (
 	_ "github.com/containerd/containerd/v2/cmd/containerd/builtins"
 	"github.com/containerd/containerd/v2/cmd/containerd/command"
 
-	_ "github.com/lazyerofs/lazyerofs/plugin" // io.containerd.snapshotter.v1.lazyerofs and io.containerd.differ.v1.lazyerofs
+	_ "github.com/lazyerofs/lazyerofs/cmd/plugin" // io.containerd.snapshotter.v1.lazyerofs and io.containerd.differ.v1.lazyerofs
 )
 
 func main() {

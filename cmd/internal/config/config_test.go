@@ -13,7 +13,7 @@ import (
 
 // The sample that we ship shows every key with its default.
 func TestSampleShowsTheDefaults(t *testing.T) {
-	b, err := os.ReadFile("../../deploy/config.toml")
+	b, err := os.ReadFile("../../../deploy/config.toml")
 	require.NoError(t, err)
 	var got Config
 	require.NoError(t, got.parse("sample", b))

@@ -13,9 +13,9 @@ import (
 	"github.com/containerd/plugin"
 	"github.com/containerd/typeurl/v2"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
+	"github.com/lazyerofs/lazyerofs/cmd/internal/wire"
 	"github.com/lazyerofs/lazyerofs/differ"
-	"github.com/lazyerofs/lazyerofs/internal/config"
-	"github.com/lazyerofs/lazyerofs/internal/wire"
 )
 
 // startDiffer makes the differ, for the snapshots of the snapshotter and over

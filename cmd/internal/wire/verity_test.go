@@ -10,11 +10,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/fs/dmverity"
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
 	"github.com/lazyerofs/lazyerofs/fs/format/formattest"
 	"github.com/lazyerofs/lazyerofs/fs/fsverity"
-	"github.com/lazyerofs/lazyerofs/internal/config"
 )
 
 // What the configuration asks for and this machine cannot is done without: layers

@@ -3,7 +3,7 @@
 //
 //	import (
 //		_ "github.com/containerd/containerd/v2/cmd/containerd/builtins"
-//		_ "github.com/lazyerofs/lazyerofs/plugin"
+//		_ "github.com/lazyerofs/lazyerofs/cmd/plugin"
 //	)
 //
 // tests/examples/containerd is such a containerd, deploy/containerd/in-process.toml

@@ -11,8 +11,8 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/leases"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/differ"
-	"github.com/lazyerofs/lazyerofs/internal/config"
 )
 
 // NewDiffer makes the differ for the snapshotter of n. It reads layers from store,

@@ -15,9 +15,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
+	"github.com/lazyerofs/lazyerofs/cmd/internal/wire"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore"
-	"github.com/lazyerofs/lazyerofs/internal/config"
-	"github.com/lazyerofs/lazyerofs/internal/wire"
 	"github.com/lazyerofs/lazyerofs/snapshot"
 )
 

@@ -24,8 +24,8 @@ import (
 	"go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
-	"github.com/lazyerofs/lazyerofs/internal/config"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 

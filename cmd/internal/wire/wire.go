@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/fs"
 	"github.com/lazyerofs/lazyerofs/fs/cache"
 	"github.com/lazyerofs/lazyerofs/fs/driver"
@@ -20,7 +21,6 @@ import (
 	formats "github.com/lazyerofs/lazyerofs/fs/format/all"
 	"github.com/lazyerofs/lazyerofs/fs/layer"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
-	"github.com/lazyerofs/lazyerofs/internal/config"
 	"github.com/lazyerofs/lazyerofs/snapshot"
 )
 

@@ -14,8 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 	"github.com/lazyerofs/lazyerofs/fs/fdstore"
-	"github.com/lazyerofs/lazyerofs/internal/config"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 

@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
-	"github.com/lazyerofs/lazyerofs/internal/config"
+	"github.com/lazyerofs/lazyerofs/cmd/internal/config"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
