@@ -84,14 +84,14 @@ func (s *shop) build(recipe testenv.Recipe) *testenv.Image {
 
 // convert converts img as a user would. The program is no part of the test's own
 // binary: compressing under the race detector takes minutes.
-func (s *shop) convert(img *testenv.Image, tag string, form form) *image {
+func (s *shop) convert(img *testenv.Image, tag string, form form, flags ...string) *image {
 	s.t.Helper()
 	name := "app:" + tag
 	args := []string{"convert", "--quiet", "--plain-http", "--work-dir", s.t.TempDir(), "oci:" + img.Dir + ":latest", s.Addr() + "/" + name}
 	if form == raw {
 		args = append(args, "--raw")
 	}
-	out, err := exec.CommandContext(s.t.Context(), testenv.MustTool(s.t, "lazyerofs"), args...).CombinedOutput()
+	out, err := exec.CommandContext(s.t.Context(), testenv.MustTool(s.t, "lazyerofs"), append(args, flags...)...).CombinedOutput()
 	require.NoError(s.t, err, "%s", out)
 
 	repo, done := s.repo()

@@ -46,6 +46,8 @@ func TestStockContainerd(t *testing.T) {
 	for name, form := range forms {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, want, run("erofs", s.convert(plain, name, form).ref, name))
+			// With a hash tree behind the image too, of which it takes no notice.
+			require.Equal(t, want, run("erofs", s.convert(plain, name+"-tree", form, "--dm-verity").ref, name+"-tree"))
 		})
 	}
 }
