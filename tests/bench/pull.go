@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -189,18 +188,10 @@ func (r *pullReport) measure(ctx context.Context, name, line string, p testenv.P
 func profilePull(ctx context.Context, bed *coldstart.Bed, image *testenv.Image, pull time.Duration, file string) (spending, error) {
 	w := spending{Parts: make(map[string]float64)}
 	socket := filepath.Join(bed.Dir, "metrics.sock")
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		_, err := bed.Measure(ctx, coldstart.LazyerofsTarObserved(socket), image.Name, image.Ready)
-		return err
-	})
-	g.Go(func() error {
-		if err := awaitSocket(ctx, socket); err != nil {
-			return err
-		}
+	s := profiled{coldstart.LazyerofsTarObserved(socket), func(ctx context.Context) error {
 		return fetchProfile(ctx, socket, fmt.Sprintf("profile?seconds=%d", max(1, pull/time.Second)), file)
-	})
-	if err := g.Wait(); err != nil {
+	}}
+	if _, err := bed.Measure(ctx, s, image.Name, image.Ready); err != nil {
 		return w, err
 	}
 	if err := w.addProfile(file); err != nil {
@@ -210,21 +201,27 @@ func profilePull(ctx context.Context, bed *coldstart.Bed, image *testenv.Image, 
 	return w, nil
 }
 
-// awaitSocket returns when something listens at a unix socket.
-func awaitSocket(ctx context.Context, socket string) error {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
-		if err == nil {
-			return conn.Close()
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for the daemon's metrics: %w", context.Cause(ctx))
-		}
-	}
+// profiled is a system of which each pull is looked at meanwhile.
+type profiled struct {
+	coldstart.System
+	look func(context.Context) error
+}
+
+func (p profiled) Start(ctx context.Context, dir string) (coldstart.Node, error) {
+	n, err := p.System.Start(ctx, dir)
+	return profiledNode{n, p.look}, err
+}
+
+type profiledNode struct {
+	coldstart.Node
+	look func(context.Context) error
+}
+
+func (n profiledNode) Pull(ctx context.Context, ref string) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.look(ctx) })
+	g.Go(func() error { return n.Node.Pull(ctx, ref) })
+	return g.Wait()
 }
 
 // add takes the results of all systems on one image and line.
