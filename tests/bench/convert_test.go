@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/pprof/profile"
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
@@ -72,7 +73,7 @@ func TestConverters(t *testing.T) {
 			got, err := s.convert(t.Context(), conversion{in: files.in(input), input: input, dir: dir, level: 3})
 			require.NoError(t, err, s.name)
 			for _, o := range got {
-				require.Greater(t, o.size, int64(200<<10), o.name)
+				require.Greater(t, o.size, int64(100<<10), o.name)
 				require.Positive(t, o.Wall)
 				require.Positive(t, o.Peak)
 				report.add("x", input, o)
@@ -165,6 +166,11 @@ func TestGenerateIsATarOfThatSize(t *testing.T) {
 	}
 	require.Greater(t, files, 100)
 	require.InDelta(t, size, data, size/2)
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest))
+	require.NoError(t, err)
+	packed := len(enc.EncodeAll(b.Bytes(), nil))
+	require.Greater(t, packed, 4*size/10, "weights do not compress")
+	require.Less(t, packed, 9*size/10, "the rest does")
 }
 
 func TestGeneratedEndsWhenItIsClosed(t *testing.T) {

@@ -20,8 +20,9 @@ const (
 	modulesInDir = 200
 )
 
-// words is how much text there is to compose libraries and modules of.
-const words = 1 << 20
+// words is how much text there is to compose libraries and modules of: so little
+// that a chunk has everything several times.
+const words = 64 << 10
 
 // generate writes the tar of a layer of about size bytes to w. The same size
 // gives the same bytes.
