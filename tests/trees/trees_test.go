@@ -36,7 +36,6 @@ func checkLayer(t *testing.T, img *testenv.Image, layer ocispec.Descriptor) {
 	blob := filepath.Join(img.Dir, "blobs", layer.Digest.Algorithm().String(), layer.Digest.Encoded())
 	dir := t.TempDir()
 	want := filepath.Join(dir, "want")
-	require.NoError(t, os.Mkdir(want, 0o755))
 	extract(t, blob, want)
 
 	encoded := filepath.Join(dir, "layer")
@@ -59,9 +58,10 @@ func checkLayer(t *testing.T, img *testenv.Image, layer ocispec.Descriptor) {
 	requireEqualThroughKernel(t, want, raw, filepath.Join(dir, "mnt-raw"))
 }
 
-// extract unpacks the tar as containerd does below an overlay.
+// extract unpacks the tar to a new directory as containerd does below an overlay.
 func extract(t *testing.T, blob, to string) {
 	t.Helper()
+	require.NoError(t, os.Mkdir(to, 0o755))
 	apply(t, blob, to, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
 	// These tars do not name the root: its time is that of the extraction here
 	// and 1970 in an image.
