@@ -23,9 +23,10 @@ import (
 //
 // Before that it lets go of what others have mounted: a copy of a mount keeps its
 // superblock alive, and a step may take minutes in which a daemon that is told to
-// stop would wait for the end of its layers.
+// stop would wait for the end of its layers. What its owner takes away meanwhile is
+// gone from here too (rmdir(2) of a mount point detaches it everywhere).
 const prelude = `set -e
-awk '$5 != "/" && / - (erofs|overlay|fuse[^ ]*) / {print $5}' /proc/self/mountinfo | sort -r | xargs -r -n 1 umount -l
+awk '$5 != "/" && / - (erofs|overlay|fuse[^ ]*) / {print $5}' /proc/self/mountinfo | sort -r | xargs -r -n 1 umount -l 2>/dev/null || :
 mount -t overlay overlay -o "redirect_dir=off,metacopy=off,index=off,xino=off,lowerdir=$LOWER,upperdir=$UPPER,workdir=$WORK" "$ROOT"
 `
 
