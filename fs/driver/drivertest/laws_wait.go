@@ -15,9 +15,6 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 )
 
-// manyLayers is how many are mounted at once by the law of that name.
-const manyLayers = 200
-
 // killedReader: a reader whose range is not coming can be killed, and the range
 // comes for the next one.
 func killedReader(e *env) {
