@@ -3,34 +3,24 @@ package fuseblock
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"strings"
-	"time"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/fusesession"
 )
 
 // Name is the driver's name in configuration and state.
 const Name = "fuseblock"
 
 // keepPrefix begins the names of kept descriptors: keepPrefix, the layer's ID,
-// a dash, and targetLen characters of its target; then a dash and timeLen of the
-// time at which it was mounted. A closed mount may be read for long, and another be
-// made at its place meanwhile.
+// a dash, and targetLen characters of its target; what follows is fusesession's.
 const (
 	keepPrefix = "fuseblock-"
 	targetLen  = 16
-	timeLen    = 16
 )
 
-// keptName is the name under which a new connection is kept, greater than those of
-// older ones.
-func keptName(session string) string {
-	return fmt.Sprintf("%s-%0*x", session, timeLen, time.Now().UnixNano())
-}
-
-// SessionName begins the names under which the FUSE connections of a layer's mounts
-// at target are kept; fusesession.StateName has their states.
+// SessionName is the place, as fusesession.NewName wants it, of the FUSE connections
+// of a layer's mounts at target.
 func SessionName(layerID, target string) string {
 	sum := sha256.Sum256([]byte(target))
 	return keepPrefix + layerID + "-" + hex.EncodeToString(sum[:targetLen/2])
@@ -39,14 +29,15 @@ func SessionName(layerID, target string) string {
 // layerOf returns the ID of the layer of a kept connection; false for other
 // names, those of states among them.
 func layerOf(name string) (string, bool) {
-	rest, ok := strings.CutPrefix(name, keepPrefix)
-	const tail = 1 + targetLen + 1 + timeLen
-	if !ok || len(rest) <= tail {
+	place, ok := fusesession.PlaceOf(name)
+	rest, ours := strings.CutPrefix(place, keepPrefix)
+	const tail = 1 + targetLen
+	if !ok || !ours || len(rest) <= tail {
 		return "", false
 	}
-	id, hash, mounted := rest[:len(rest)-tail], rest[len(rest)-tail:len(rest)-timeLen-1], rest[len(rest)-timeLen-1:]
-	_, err := hex.DecodeString(hash[1:] + mounted[1:])
-	return id, hash[0] == '-' && mounted[0] == '-' && err == nil
+	id, hash := rest[:len(rest)-tail], rest[len(rest)-tail:]
+	_, err := hex.DecodeString(hash[1:])
+	return id, hash[0] == '-' && err == nil
 }
 
 // Config is what New needs.

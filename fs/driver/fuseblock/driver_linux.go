@@ -6,7 +6,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -178,16 +177,11 @@ func (d *Driver) orphan(name, id string) (*file, error) {
 	return f, nil
 }
 
-// inherited is the newest of the connections of that name that nobody adopted, ""
-// for none. The caller holds d.mu.
-func (d *Driver) inherited(name string) string {
-	var newest string
-	for _, kept := range slices.Concat(slices.Collect(maps.Keys(d.waiting)), slices.Collect(maps.Keys(d.orphans))) {
-		if strings.HasPrefix(kept, name+"-") && kept > newest {
-			newest = kept
-		}
-	}
-	return newest
+// inherited is the newest of the connections at place that nobody adopted, "" for
+// none. The caller holds d.mu.
+func (d *Driver) inherited(place string) string {
+	names := slices.AppendSeq(slices.Collect(maps.Keys(d.waiting)), maps.Keys(d.orphans))
+	return fusesession.Newest(place, names)
 }
 
 // bury forgets a connection that no mount owned when it ends.

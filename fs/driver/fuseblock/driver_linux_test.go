@@ -78,7 +78,7 @@ func (r *rig) await(c <-chan struct{}) {
 func TestNames(t *testing.T) {
 	session := SessionName("sha256-abc", "/mnt/1")
 	require.NotEqual(t, session, SessionName("sha256-abc", "/mnt/2"))
-	name := keptName(session)
+	name := fusesession.NewName(session)
 	id, ok := layerOf(name)
 	require.True(t, ok)
 	require.Equal(t, "sha256-abc", id)

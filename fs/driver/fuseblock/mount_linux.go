@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
+	"github.com/lazyerofs/lazyerofs/fs/driver/fusesession"
 	"github.com/lazyerofs/lazyerofs/fs/driver/lifetime"
 	"github.com/lazyerofs/lazyerofs/fs/driver/mountproc"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
@@ -56,7 +57,7 @@ func (d *Driver) mount(ctx context.Context, target string, l driver.Layer) (*mou
 	if lifetime.Closed(l.Complete()) {
 		return m, m.plain(ctx, l)
 	}
-	f, err := d.serveNew(ctx, keptName(SessionName(l.ID(), target)), l)
+	f, err := d.serveNew(ctx, fusesession.NewName(SessionName(l.ID(), target)), l)
 	if err != nil {
 		return nil, err
 	}

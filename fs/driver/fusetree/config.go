@@ -47,8 +47,8 @@ type Config struct {
 
 var _ driver.Server = (*Driver)(nil)
 
-// sessionName is the name under which the connection of the mount at target is
-// kept. It says which layer it is of, because nobody else can when it is left
+// sessionName is the place, as fusesession.NewName wants it, of the connections of
+// a layer's mounts at target. It says which layer it is of, because nobody else can when it is left
 // over.
 func sessionName(target, layerID string) string {
 	sum := sha256.Sum256([]byte(target))
@@ -62,8 +62,9 @@ const hashBytes = 12
 func sessionsIn(inherited driver.Inheritance) map[string]string {
 	found := map[string]string{}
 	for name := range inherited {
-		rest, ok := strings.CutPrefix(name, namePrefix)
-		if !ok || len(rest) <= 2*hashBytes || len(inherited[fusesession.StateName(name)]) == 0 {
+		place, ok := fusesession.PlaceOf(name)
+		rest, ours := strings.CutPrefix(place, namePrefix)
+		if !ok || !ours || len(rest) <= 2*hashBytes || len(inherited[fusesession.StateName(name)]) == 0 {
 			continue
 		}
 		id := rest[2*hashBytes+1:]

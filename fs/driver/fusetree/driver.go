@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -149,7 +150,7 @@ func (d *Driver) mount(ctx context.Context, target, id string, fs *tree) (*mount
 		return nil, err
 	}
 	m.fs = fs
-	m.session, err = fusesession.Mount(ctx, d.mountConfig(target), d.session(sessionName(target, id), d.conf.Keeper, fs))
+	m.session, err = fusesession.Mount(ctx, d.mountConfig(target), d.session(fusesession.NewName(sessionName(target, id)), d.conf.Keeper, fs))
 	if err == nil {
 		if err = d.readAhead(target); err != nil {
 			err = errors.Join(err, m.session.Unmount())
@@ -193,7 +194,6 @@ func (d *Driver) AdoptImage(_ context.Context, target string, layers []driver.La
 }
 
 func (d *Driver) adopt(target, id string, fs *tree) (*mount, error) {
-	name := sessionName(target, id)
 	m, err := d.newMount(target)
 	if err != nil {
 		fs.close()
@@ -201,10 +201,10 @@ func (d *Driver) adopt(target, id string, fs *tree) (*mount, error) {
 	}
 	m.fs = fs
 	d.mu.Lock()
-	_, left := d.orphans[name]
+	name := fusesession.Newest(sessionName(target, id), slices.Collect(maps.Keys(d.orphans)))
 	delete(d.orphans, name)
 	d.mu.Unlock()
-	if !left {
+	if name == "" {
 		d.forget(m)
 		return nil, ErrNotInherited
 	}
