@@ -123,7 +123,9 @@ func TestShutdownAndAdopt(t *testing.T) {
 			r.readAll()
 			reads := r.fs.reads.Load()
 			held := r.fs.hold()
-			before := r.reader(2) // in one request
+			// In one request: before Linux 5.12 a file that ends with a page has the kernel
+			// ask for the one behind its end too.
+			before := r.reader(1)
 			require.Eventually(t, func() bool { return r.fs.reads.Load() > reads }, patience, time.Millisecond)
 			require.Equal(t, 1, r.unanswered())
 			down := make(chan error, 1)
