@@ -55,13 +55,13 @@ func TestLayRoot(t *testing.T) {
 	require.NoError(t, h.layRoot(t.Context(), tree, archive))
 
 	require.FileExists(t, filepath.Join(tree, "etc/machine-id"))
-	units, err := os.ReadDir(filepath.Join(module, unitDir))
+	units, err := filepath.Glob(filepath.Join(module, unitDir, "lazyerofsd*")) // there is no containerd
 	require.NoError(t, err)
 	require.NotEmpty(t, units)
 	for _, u := range units {
-		want, err := os.ReadFile(filepath.Join(module, unitDir, u.Name()))
+		want, err := os.ReadFile(u)
 		require.NoError(t, err)
-		got, err := os.ReadFile(filepath.Join(tree, "etc/systemd/system", u.Name()))
+		got, err := os.ReadFile(filepath.Join(tree, "etc/systemd/system", filepath.Base(u)))
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 	}
