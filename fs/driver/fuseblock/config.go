@@ -48,8 +48,8 @@ type Config struct {
 	// Inherited holds what a predecessor kept. The driver takes its own names out
 	// of it.
 	Inherited driver.Inheritance
-	// DirectIO makes the kernel read the FUSE file, or the data file of a complete
-	// layer, with O_DIRECT, so that data is cached once, in the mount.
+	// DirectIO makes the kernel read the FUSE file with O_DIRECT, so that data is
+	// cached once, in the mount.
 	DirectIO bool
 	// ReadAheadKB is the read-ahead of the mounts in KiB; 0 leaves the kernel's.
 	ReadAheadKB int

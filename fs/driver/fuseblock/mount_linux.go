@@ -120,9 +120,12 @@ func (d *Driver) mountConfig() erofs.MountConfig {
 	}
 }
 
-// plain makes the kernel mount the files of a complete layer.
+// plain makes the kernel mount the files of a complete layer. They are read through
+// their own page cache, which has what was just fetched, and with read-ahead across
+// small files: O_DIRECT halves the speed of both.
 func (m *mount) plain(ctx context.Context, l driver.Layer) (err error) {
 	conf := m.d.mountConfig()
+	conf.DirectIO = false
 	conf.Target = m.Target()
 	if conf.Source, conf.Devices, err = lifetime.Paths(l.Data(), l.Meta()); err != nil {
 		return err
