@@ -114,6 +114,7 @@ func mapJournal(f *os.File) (*journal, error) {
 		return nil, err
 	}
 	j := &journal{file: f, mem: mem, free: make(chan int32, slots)}
+	j.hold()
 	if err := j.look(slots); err != nil {
 		return nil, errors.Join(err, unix.Munmap(mem))
 	}
@@ -136,6 +137,19 @@ func (j *journal) look(slots int) error {
 	}
 	return nil
 }
+
+// hold keeps pages in memory from when they are touched, as far as RLIMIT_MEMLOCK
+// lets it: see touch. A slot that is never used takes no memory.
+func (j *journal) hold() {
+	_, _, _ = unix.Syscall(unix.SYS_MLOCK2, uintptr(unsafe.Pointer(&j.mem[0])), uintptr(len(j.mem)), unix.MLOCK_ONFAULT)
+}
+
+// touch prepares an empty slot for read(2). A page that this process has not
+// written to yet faults within the read, after the request was taken from the
+// queue, and a fault fails when a SIGKILL is pending: the kernel then ends the
+// request with EIO (fuse_dev_do_read), which no successor can make good. All
+// requests that somebody waits for fit into the first page.
+func (j *journal) touch(i int32) { j.length(i).Store(0) }
 
 // get returns an empty slot and waits for one while all are in use; false once stop
 // is closed.

@@ -51,6 +51,7 @@ func (s *Session) run() {
 func (s *Session) take(slot int32) bool {
 	mem := s.journal.slot(slot)
 	for {
+		s.journal.touch(slot)
 		n, err := s.read(mem)
 		if err != nil {
 			if s.missed(err) {
