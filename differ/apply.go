@@ -54,8 +54,8 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	}
 	if !d.knows(ctx, desc.MediaType) {
 		err := unknownType(desc)
-		// Under containerd's transfer service no other differ is asked, and what the
-		// user sees speaks of a method that is not implemented.
+		// Under containerd's transfer service no other differ is asked, and the user
+		// sees the bare text of an errdefs error, which names no layer: the log does.
 		log.G(ctx).WithError(err).Warn("a layer cannot be unpacked")
 		return ocispec.Descriptor{}, err
 	}

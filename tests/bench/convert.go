@@ -43,11 +43,8 @@ func parseConvert(args []string) (convertOptions, error) {
 	f.StringVar(&o.keep, "profile", "", "directory for CPU profiles of our conversions; empty keeps none")
 	f.StringVar(&o.dir, "dir", scratchDir, "directory for scratch files")
 	f.StringVar(&o.out, "out", resultsDir, "directory for the JSON result")
-	if err := f.Parse(args); err != nil {
+	if err := onlyFlags(f, args); err != nil {
 		return o, err
-	}
-	if f.NArg() > 0 {
-		return o, fmt.Errorf("unexpected argument %q; see bench convert -h", f.Arg(0))
 	}
 	if o.rounds < 1 {
 		return o, fmt.Errorf("%d rounds give no median", o.rounds)
@@ -56,10 +53,8 @@ func parseConvert(args []string) (convertOptions, error) {
 		return o, err
 	}
 	o.images, o.inputs = strings.Split(images, ","), strings.Split(inputs, ",")
-	for _, i := range o.images {
-		if recipes[i] == nil {
-			return o, fmt.Errorf("no image named %q; there are python, go and node", i)
-		}
+	if err := checkImages(o.images); err != nil {
+		return o, err
 	}
 	for _, i := range o.inputs {
 		if i != inputTar && i != inputGzip {

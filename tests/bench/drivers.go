@@ -40,11 +40,8 @@ func parseDrivers(args []string) (driverOptions, error) {
 	f.IntVar(&o.rounds, "rounds", 5, "how often each driver, state and workload takes its turn")
 	f.StringVar(&o.dir, "dir", scratchDir, "directory for scratch files, on ext4, xfs or btrfs")
 	f.StringVar(&o.out, "out", resultsDir, "directory for the JSON result")
-	if err := f.Parse(args); err != nil {
+	if err := onlyFlags(f, args); err != nil {
 		return o, err
-	}
-	if f.NArg() > 0 {
-		return o, fmt.Errorf("unexpected argument %q; see bench drivers -h", f.Arg(0))
 	}
 	o.drivers, o.work = strings.Split(names, ","), strings.Split(work, ",")
 	for _, w := range o.work {

@@ -100,3 +100,24 @@ func flags(verb string) *flag.FlagSet {
 	}
 	return f
 }
+
+// onlyFlags parses arguments of which all must be flags.
+func onlyFlags(f *flag.FlagSet, args []string) error {
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if f.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q; see %s -h", f.Arg(0), f.Name())
+	}
+	return nil
+}
+
+// checkImages refuses names that no recipe has.
+func checkImages(names []string) error {
+	for _, name := range names {
+		if recipes[name] == nil {
+			return fmt.Errorf("no image named %q; there are python, go and node", name)
+		}
+	}
+	return nil
+}

@@ -34,11 +34,8 @@ func parseMemory(args []string) (memoryOptions, error) {
 	f.StringVar(&o.keep, "heap", "", "directory for heap profiles of the daemon; empty keeps none")
 	f.StringVar(&o.dir, "dir", scratchDir, "directory for scratch files, on ext4, xfs or btrfs")
 	f.StringVar(&o.out, "out", resultsDir, "directory for the JSON result")
-	if err := f.Parse(args); err != nil {
+	if err := onlyFlags(f, args); err != nil {
 		return o, err
-	}
-	if f.NArg() > 0 {
-		return o, fmt.Errorf("unexpected argument %q; see bench memory -h", f.Arg(0))
 	}
 	if o.layers < 1 || o.files < 1 {
 		return o, fmt.Errorf("%d layers of %d files are no image", o.layers, o.files)

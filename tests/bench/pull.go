@@ -55,20 +55,15 @@ func parsePull(args []string) (pullOptions, error) {
 	f.StringVar(&o.keep, "profile", "", "directory for CPU profiles of our daemon; empty keeps none")
 	f.StringVar(&o.dir, "dir", scratchDir, "directory for scratch files, on ext4, xfs or btrfs")
 	f.StringVar(&o.out, "out", resultsDir, "directory for the JSON result")
-	if err := f.Parse(args); err != nil {
+	if err := onlyFlags(f, args); err != nil {
 		return o, err
-	}
-	if f.NArg() > 0 {
-		return o, fmt.Errorf("unexpected argument %q; see bench pull -h", f.Arg(0))
 	}
 	if o.rounds < 1 {
 		return o, fmt.Errorf("%d rounds give no median", o.rounds)
 	}
 	o.images, o.lines = strings.Split(images, ","), strings.Split(profiles, ",")
-	for _, i := range o.images {
-		if recipes[i] == nil {
-			return o, fmt.Errorf("no image named %q; there are python, go and node", i)
-		}
+	if err := checkImages(o.images); err != nil {
+		return o, err
 	}
 	for _, l := range o.lines {
 		if _, ok := pullLine(l); !ok {

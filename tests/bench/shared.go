@@ -84,11 +84,8 @@ func parseShared(args []string) (sharedOptions, error) {
 	f.StringVar(&size, "chunk-size", fmt.Sprintf("%dK", differ.DefaultChunkSize>>10), "length of a chunk")
 	f.StringVar(&o.dir, "dir", scratchDir, "directory for scratch files")
 	f.StringVar(&o.out, "out", resultsDir, "directory for the JSON result")
-	if err := f.Parse(args); err != nil {
+	if err := onlyFlags(f, args); err != nil {
 		return o, err
-	}
-	if f.NArg() > 0 {
-		return o, fmt.Errorf("unexpected argument %q; see bench shared -h", f.Arg(0))
 	}
 	var err error
 	if o.chunk, err = parseSize(size); err != nil {

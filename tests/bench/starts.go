@@ -43,14 +43,12 @@ func parse(args []string) (options, error) {
 	f.StringVar(&profiles, "lines", "lan,wan", "of lan (10 ms, 100 MB/s), wan (50 ms, 12 MB/s)")
 	f.IntVar(&o.rounds, "rounds", 5, "cold starts of each system, image and line")
 	f.StringVar(&o.out, "out", resultsDir, "directory for the JSON result")
-	if err := f.Parse(args); err != nil {
+	if err := onlyFlags(f, args); err != nil {
 		return o, err
 	}
 	o.images, o.lines = strings.Split(images, ","), strings.Split(profiles, ",")
-	for _, i := range o.images {
-		if recipes[i] == nil {
-			return o, fmt.Errorf("no image named %q; there are python, go and node", i)
-		}
+	if err := checkImages(o.images); err != nil {
+		return o, err
 	}
 	for _, l := range o.lines {
 		if _, ok := lines[l]; !ok {

@@ -185,6 +185,9 @@ func copyImage(f *os.File, src io.Reader) error {
 	return err
 }
 
+// Stoppable returns r for one copy, which ends with ctx and its cause.
+func Stoppable(ctx context.Context, r io.Reader) io.Reader { return &stoppable{ctx, r} }
+
 // stoppable ends with its context.
 type stoppable struct {
 	ctx context.Context // of the one copy that it serves

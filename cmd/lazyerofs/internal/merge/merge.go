@@ -189,27 +189,13 @@ func (r *Report) writeData(ctx context.Context, layers []layer, dir string) erro
 		d := &r.Devices[i]
 		d.File = filepath.Join(dir, d.Layer.Encoded()+".erofs")
 		if err := create(d.File, func(w io.Writer) error {
-			_, err := io.Copy(w, &stoppable{ctx, io.NewSectionReader(l.data.Data, 0, l.data.Size)})
+			_, err := io.Copy(w, imagedata.Stoppable(ctx, io.NewSectionReader(l.data.Data, 0, l.data.Size)))
 			return err
 		}); err != nil {
 			return fmt.Errorf("image data of layer %s: %w", d.Layer, err)
 		}
 	}
 	return nil
-}
-
-// stoppable ends with its context.
-type stoppable struct {
-	ctx context.Context // of the one copy that it serves
-	r   io.Reader
-}
-
-// Read implements io.Reader.
-func (s *stoppable) Read(p []byte) (int, error) {
-	if s.ctx.Err() != nil {
-		return 0, context.Cause(s.ctx)
-	}
-	return s.r.Read(p)
 }
 
 // create writes a file that appears whole or not at all.

@@ -1,7 +1,6 @@
 package merge
 
 import (
-	"context"
 	"errors"
 	"io"
 	"os"
@@ -33,13 +32,6 @@ func TestFilesAppearWhole(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, left, 1)
 	require.ErrorContains(t, create(filepath.Join(dir, "absent", "f"), write("", nil)), "no such file")
-}
-
-func TestCopiesCanBeStopped(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	_, err := (&stoppable{ctx, os.Stdin}).Read(nil)
-	require.ErrorIs(t, err, context.Canceled)
 }
 
 func TestMountCommand(t *testing.T) {
