@@ -50,8 +50,8 @@ func (s *Session) run() {
 // which the slot goes. It returns false at the end.
 func (s *Session) take(slot int32) bool {
 	mem := s.journal.slot(slot)
+	s.journal.touch(slot) // clear does it for later requests
 	for {
-		s.journal.touch(slot)
 		n, err := s.read(mem)
 		if err != nil {
 			if s.missed(err) {
