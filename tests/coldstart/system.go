@@ -1,7 +1,6 @@
 package coldstart
 
 import (
-	"bytes"
 	"context"
 	"runtime"
 	"time"
@@ -111,8 +110,6 @@ func (n *ctrNode) Pull(ctx context.Context, ref string) error {
 }
 
 func (n *ctrNode) Run(ctx context.Context, ref string, args []string) (string, error) {
-	var out bytes.Buffer
 	// The host's network and name need no plugin that a fresh machine lacks.
-	err := n.CtrTo(ctx, &out, append([]string{"run", "--rm", "--snapshotter", n.snapshotter, ref, "workload"}, args...)...)
-	return out.String(), err
+	return n.Host.Run(ctx, append([]string{"--snapshotter", n.snapshotter, ref, "workload"}, args...)...)
 }

@@ -180,8 +180,11 @@ func TestSecondNamespace(t *testing.T) {
 	_, plain := n.tiny()
 	ref, image := n.lazy(plain, "lazy", form{})
 	n.pull(ref)
-	second := func(args ...string) string {
-		return n.ctr(append([]string{"--namespace", n.Namespace + "-b"}, args...)...)
+	other := *n.Containerd
+	other.Namespace += "-b"
+	second := func(args ...string) {
+		_, err := other.Ctr(t.Context(), args...)
+		require.NoError(t, err)
 	}
 	mounts, err := testenv.Mounts(n.daemon.Root)
 	require.NoError(t, err)
@@ -192,16 +195,18 @@ func TestSecondNamespace(t *testing.T) {
 	again, err := testenv.Mounts(n.daemon.Root)
 	require.NoError(t, err)
 	require.Equal(t, mounts, again)
-	require.NotContains(t, second("snapshots", "--snapshotter", "lazyerofs", "list"), "Active")
+	snapshots, err := other.Ctr(t.Context(), "snapshots", "--snapshotter", "lazyerofs", "list")
+	require.NoError(t, err)
+	require.NotContains(t, snapshots, "Active")
 
 	n.ctr("images", "remove", "--sync", ref)
 	require.Empty(t, n.snapshots())
 	t.Cleanup(func() {
 		// The private containerd cleans up after its own namespace only.
 		for _, dir := range []string{"/run/containerd/runc/"} {
-			require.NoError(t, os.RemoveAll(dir+n.Namespace+"-b"))
+			require.NoError(t, os.RemoveAll(dir+other.Namespace))
 		}
-		groups, err := filepath.Glob("/sys/fs/cgroup/*/" + n.Namespace + "-b")
+		groups, err := filepath.Glob("/sys/fs/cgroup/*/" + other.Namespace)
 		require.NoError(t, err)
 		for _, g := range groups {
 			if err := os.Remove(g); err != nil {
@@ -209,7 +214,8 @@ func TestSecondNamespace(t *testing.T) {
 			}
 		}
 	})
-	got := second(append([]string{"run", "--rm", "--snapshotter", "lazyerofs", ref, "two"}, image.Ready...)...)
+	got, err := other.Run(t.Context(), append([]string{"--snapshotter", "lazyerofs", ref, "two"}, image.Ready...)...)
+	require.NoError(t, err)
 	require.Equal(t, testenv.TinyOutput, got)
 	second("images", "remove", "--sync", ref)
 	mounts, err = testenv.Mounts(n.daemon.Root)

@@ -117,7 +117,9 @@ func (n *node) pull(ref string) {
 // run runs the workload of ref in a container and returns its output.
 func (n *node) run(ref, id string, args ...string) string {
 	n.t.Helper()
-	return n.ctr(append([]string{"run", "--rm", "--snapshotter", "lazyerofs", ref, id}, args...)...)
+	out, err := n.Run(n.t.Context(), append([]string{"--snapshotter", "lazyerofs", ref, id}, args...)...)
+	require.NoError(n.t, err)
+	return out
 }
 
 // tiny pushes the small image and returns its reference.

@@ -18,7 +18,7 @@ func (s *shop) fetched(t *testing.T, img *image, count int) (bytes int64) {
 	g, ctx := errgroup.WithContext(t.Context())
 	for i := range count {
 		g.Go(func() error {
-			_, err := n.Ctr(ctx, append([]string{"run", "--rm", "--snapshotter", "lazyerofs", img.ref, fmt.Sprint("box", i)}, img.ready...)...)
+			_, err := n.Run(ctx, append([]string{"--snapshotter", "lazyerofs", img.ref, fmt.Sprint("box", i)}, img.ready...)...)
 			return err
 		})
 	}

@@ -169,7 +169,7 @@ func (n *node) pull(ref string, args ...string) {
 
 // tryRun runs a command in a container of ref and returns its output.
 func (n *node) tryRun(ref, id string, args ...string) (string, error) {
-	return n.Ctr(n.t.Context(), append([]string{"run", "--rm", "--snapshotter", "lazyerofs", ref, id}, args...)...)
+	return n.Run(n.t.Context(), append([]string{"--snapshotter", "lazyerofs", ref, id}, args...)...)
 }
 
 func (n *node) run(ref, id string, args ...string) string {

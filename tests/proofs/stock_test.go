@@ -37,7 +37,7 @@ func TestStockContainerd(t *testing.T) {
 	run := func(snapshotter, ref, id string) string {
 		_, err := c.Ctr(t.Context(), "images", "pull", "--plain-http", "--snapshotter", snapshotter, ref)
 		require.NoError(t, err)
-		out, err := c.Ctr(t.Context(), append([]string{"run", "--rm", "--snapshotter", snapshotter, ref, id}, plain.Ready...)...)
+		out, err := c.Run(t.Context(), append([]string{"--snapshotter", snapshotter, ref, id}, plain.Ready...)...)
 		require.NoError(t, err)
 		return out
 	}

@@ -150,25 +150,38 @@ func (c *Containerd) Log() (string, error) {
 // it wrote to standard error is part of the error. A cancelled context
 // interrupts ctr, and kills it when it does not end soon after.
 func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
-	var out bytes.Buffer
-	err := c.CtrTo(ctx, &out, args...)
-	return out.String(), err
-}
-
-// CtrTo is Ctr with the standard output going to w as it comes.
-func (c *Containerd) CtrTo(ctx context.Context, w io.Writer, args ...string) error {
 	cmd := exec.CommandContext(ctx, c.ctr, append([]string{"--address", c.Address, "--namespace", c.Namespace}, args...)...)
-	var stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = w, &stderr
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGINT) }
 	// ctr passes the signal on to the container, which may ignore it; what is
 	// left when ctr is killed is removed by Stop.
 	cmd.WaitDelay = 3 * time.Second
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, tail(stderr.String(), 5))
+		return out.String(), fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, tail(stderr.String(), 5))
 	}
-	return nil
+	return out.String(), nil
+}
+
+// Run runs a container to its end with ctr, removes it and returns all that it
+// wrote, errors too; args are flags of "ctr run", the image, a name and the
+// command. The shim writes into a file and is waited for: through ctr itself the
+// end of the output may be missing, for at the exit of the container ctr 2.4.2
+// closes its pipes, whatever is still in them (Cancel in pkg/cio/io_unix.go).
+func (c *Containerd) Run(ctx context.Context, args ...string) (string, error) {
+	out, err := os.CreateTemp(c.dir, "output-*")
+	if err != nil {
+		return "", fmt.Errorf("running a container: %w", err)
+	}
+	defer os.Remove(out.Name())
+	defer out.Close()
+	_, runErr := c.Ctr(ctx, append([]string{"run", "--rm", "--log-uri", "file://" + out.Name()}, args...)...)
+	data, err := io.ReadAll(out)
+	if runErr != nil {
+		runErr = fmt.Errorf("%w: %s", runErr, tail(string(data), 5))
+	}
+	return string(data), errors.Join(runErr, err)
 }
 
 // Stop ends the containers, the shims and containerd itself, and leaves no

@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -50,7 +52,7 @@ func TestContainerdRunsAnImageFromTheRegistry(t *testing.T) {
 	c := startContainerd(t, ContainerdOptions{})
 	_, err := c.Ctr(t.Context(), "images", "pull", ref)
 	require.NoError(t, err)
-	out, err := c.Ctr(t.Context(), append([]string{"run", "--rm", ref, "one"}, image.Ready...)...)
+	out, err := c.Run(t.Context(), append([]string{ref, "one"}, image.Ready...)...)
 	require.NoError(t, err)
 	require.Equal(t, TinyOutput, out)
 
@@ -64,6 +66,29 @@ func TestContainerdRunsAnImageFromTheRegistry(t *testing.T) {
 	for _, l := range image.Layers {
 		require.Equal(t, l.Size, got[l.Digest], l.Digest)
 	}
+}
+
+// All that a container wrote is there, though it ends at once after more than
+// pipes hold and the machine is busy.
+func TestRunReturnsTheWholeOutput(t *testing.T) {
+	_, ref, _ := pushed(t)
+	c := startContainerd(t, ContainerdOptions{})
+	_, err := c.Ctr(t.Context(), "images", "pull", ref)
+	require.NoError(t, err)
+	large := filepath.Join(t.TempDir(), "large")
+	want := strings.Repeat("0123456789abcde\n", 256<<10)
+	require.NoError(t, os.WriteFile(large, []byte(want), 0o644))
+	g, ctx := errgroup.WithContext(t.Context())
+	for i := range 8 {
+		g.Go(func() error {
+			got, err := c.Run(ctx, "--mount", "type=bind,src="+large+",dst=/etc/kept,options=bind", ref, fmt.Sprint("box", i), "/hello", "/etc/kept")
+			if err == nil && got != "/etc/kept: "+want {
+				err = fmt.Errorf("%d bytes of %d", len(got), len("/etc/kept: ")+len(want))
+			}
+			return err
+		})
+	}
+	require.NoError(t, g.Wait())
 }
 
 // TestContainerdStopEndsWhatRuns: a container that never ends, then a daemon
@@ -111,7 +136,7 @@ func TestCancelledRunLeavesNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ran := make(chan error, 1)
 	go func() {
-		_, err := c.Ctr(ctx, "run", "--rm", "--mount", "type=bind,src="+fifo+",dst=/etc/kept,options=bind", ref, "held", "/hello", "/etc/kept", fifo)
+		_, err := c.Run(ctx, "--mount", "type=bind,src="+fifo+",dst=/etc/kept,options=bind", ref, "held", "/hello", "/etc/kept", fifo)
 		ran <- err
 	}()
 	require.Eventually(t, func() bool {
