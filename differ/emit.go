@@ -147,17 +147,14 @@ func (e *emitter) load(c *codec, j *job) error {
 	return nil
 }
 
-// loadFrame reads a chunk of a big file back. The digest that was taken before
-// it went to disk is held against it, because it becomes the chunk's own.
+// loadFrame reads a chunk of a big file back.
 func (e *emitter) loadFrame(c *codec, j *job) error {
 	f := &e.st.frames[j.piece.frame]
 	j.store = resize(j.store, f.stored)
-	if err := e.st.big.readFull(j.store, f.off); err != nil {
+	if err := e.st.big.readFull(j.store, f.off, f.check); err != nil {
 		return err
 	}
-	if j.sum = sha256.Sum256(j.store); j.sum != f.sum {
-		return fmt.Errorf("spool file in %s gave other bytes than were written, check the disk", e.cfg.SpoolDir)
-	}
+	j.sum = f.sum
 	var err error
 	if j.data, err = c.decode(j.data[:0], j.store); err != nil {
 		return err
@@ -174,7 +171,7 @@ func (e *emitter) loadSmall(j *job) error {
 		at := len(j.data)
 		j.data = resize(j.data, at+int(alignUp(f.size)))
 		clear(j.data[at+int(f.size):])
-		if err := e.st.small.readFull(j.data[at:at+int(f.size)], f.off); err != nil {
+		if err := e.st.small.readFull(j.data[at:at+int(f.size)], f.off, f.check); err != nil {
 			return err
 		}
 	}

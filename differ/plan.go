@@ -9,8 +9,9 @@ import (
 // small is a file in a shared chunk: where its data waits, padded to the block
 // size when it is placed.
 type small struct {
-	off  int64
-	size int64
+	off   int64
+	size  int64
+	check uint64
 }
 
 // piece is one chunk of file data in the order of the image: a frame that is
@@ -107,7 +108,7 @@ func (p *planner) add(i erofs.Inode) {
 	if p.fill+n > p.st.cfg.ChunkSize {
 		p.cut()
 	}
-	p.smalls = append(p.smalls, small{off: rec.off, size: rec.size})
+	p.smalls = append(p.smalls, small{off: rec.off, size: rec.size, check: rec.check})
 	p.at = append(p.at, i)
 	p.fill += n
 }

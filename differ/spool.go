@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+
+	"github.com/cespare/xxhash/v2"
 )
 
 // spool is an unnamed file that is written once from front to back and then
@@ -41,10 +43,14 @@ func (s *spool) flush() error {
 	return nil
 }
 
-// readFull fills p from off.
-func (s *spool) readFull(p []byte, off int64) error {
+// readFull fills p from off, and holds the xxHash64 against it that was taken
+// when it was written.
+func (s *spool) readFull(p []byte, off int64, check uint64) error {
 	if _, err := s.f.ReadAt(p, off); err != nil {
 		return fmt.Errorf("reading spool file in %s: %w", s.dir, err)
+	}
+	if xxhash.Sum64(p) != check {
+		return fmt.Errorf("spool file in %s gave other bytes than were written, check the disk", s.dir)
 	}
 	return nil
 }
