@@ -174,14 +174,13 @@ func (c *Containerd) Run(ctx context.Context, args ...string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("running a container: %w", err)
 	}
-	defer os.Remove(out.Name())
 	defer out.Close()
 	_, runErr := c.Ctr(ctx, append([]string{"run", "--rm", "--log-uri", "file://" + out.Name()}, args...)...)
 	data, err := io.ReadAll(out)
 	if runErr != nil {
 		runErr = fmt.Errorf("%w: %s", runErr, tail(string(data), 5))
 	}
-	return string(data), errors.Join(runErr, err)
+	return string(data), errors.Join(runErr, err, os.Remove(out.Name()))
 }
 
 // Stop ends the containers, the shims and containerd itself, and leaves no
