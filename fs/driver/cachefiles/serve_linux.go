@@ -24,7 +24,7 @@ const (
 // run takes requests until Shutdown, and hands on all that it took.
 func (d *Driver) run() {
 	fds := []unix.PollFd{{Fd: int32(d.dev.fd), Events: unix.POLLIN}, {Fd: int32(d.wake), Events: unix.POLLIN}}
-	buf := make([]byte, messageMax)
+	buf := messageBuffer()
 	for {
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			d.trouble("waiting for requests", err)
@@ -39,6 +39,17 @@ func (d *Driver) run() {
 		for d.take(buf) {
 		}
 	}
+}
+
+// messageBuffer returns memory for read(2) that cannot fault within it, as far as
+// RLIMIT_MEMLOCK lets it: a fault fails when a SIGKILL is pending, and the kernel
+// has taken the request from the queue by then and ends it with EFAULT
+// (cachefiles_ondemand_daemon_read), which no successor can make good.
+func messageBuffer() []byte {
+	buf := make([]byte, messageMax)
+	clear(buf) // fresh memory of the heap has no page yet
+	_ = unix.Mlock(buf)
+	return buf
 }
 
 // take reads one request; false when there is none, or it is time to stop.
