@@ -1,38 +1,64 @@
 package verify
 
 import (
+	"context"
 	"errors"
 	"io"
+	"math"
 	"os"
 
+	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/imagedata"
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/dmverity"
-	"github.com/lazyerofs/lazyerofs/fs/format"
 )
 
-// hashed has read read all image data of a layer and holds it against its hash tree,
-// if there is one.
-func (r *run) hashed(t *task, image io.ReaderAt, plan *format.Plan, read func(io.Writer) error) (err error) {
-	if plan.Verity == nil {
-		return read(io.Discard)
+// hashed has read read all image data of a layer and holds it against the hash tree
+// that v describes, if there is one. read says whether it came to the end.
+func (r *run) hashed(t *task, image io.ReaderAt, v *chunk.Verity, read func(io.Writer) (bool, error)) (err error) {
+	if v == nil {
+		_, err := read(io.Discard)
+		return err
 	}
 	dir := r.cfg.Layers.WorkDir
 	if dir == "" {
 		dir = os.TempDir()
 	}
-	c, err := dmverity.NewChecker(dir, image, *plan.Verity)
+	c, err := dmverity.NewChecker(dir, image, *v)
 	if err != nil {
-		return errors.Join(r.orTreeFault(t, err), read(io.Discard))
+		_, rerr := read(io.Discard)
+		return errors.Join(r.orTreeFault(t, err), rerr)
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
 	before := t.layer.Faults
-	if err := read(c); err != nil {
+	whole, err := read(c)
+	if err != nil {
 		return r.orTreeFault(t, err)
 	}
-	if t.layer.Faults > before || t.layer.Chunks == 0 {
+	if t.layer.Faults > before || !whole {
 		return nil // of an image that is wrong the tree is too
 	}
-	t.layer.Verity = plan.Verity.Root
+	t.layer.Verity = v.Root
 	return r.orTreeFault(t, c.Finish())
+}
+
+// unindexedTree holds the image of a layer without chunks, and all that comes behind
+// it, against its hash tree.
+func (r *run) unindexedTree(ctx context.Context, t *task, data io.ReaderAt) error {
+	if t.desc.Annotations[chunk.AnnotationIndexRange] != "" {
+		return nil // an index of a version that is not known comes behind the tree
+	}
+	v, err := chunk.ParseVerity(t.desc.Annotations, math.MaxInt64)
+	if err != nil {
+		r.layerFault(t, "annotation", "layer %s: %v", t.desc.Digest, err)
+		return nil
+	}
+	return r.hashed(t, data, v, func(tree io.Writer) (bool, error) {
+		if v == nil {
+			return true, nil
+		}
+		_, err := io.Copy(tree, imagedata.Stoppable(ctx, io.NewSectionReader(data, 0, math.MaxInt64)))
+		return err == nil, err
+	})
 }
 
 // orTreeFault makes a fault of an error that is about the tree's bytes.

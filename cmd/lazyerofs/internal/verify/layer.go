@@ -144,7 +144,10 @@ func (r *run) native(ctx context.Context, t *task, s *stream) error {
 			if err := r.parser(t, image, plan); err != nil {
 				return err
 			}
-			return r.hashed(t, image, plan, func(tree io.Writer) error { return r.chunks(t, s, plan, tree) })
+			return r.hashed(t, image, plan.Verity, func(tree io.Writer) (bool, error) {
+				err := r.chunks(t, s, plan, tree)
+				return t.layer.Chunks > 0, err
+			})
 		}
 		return nil
 	}()
@@ -245,7 +248,7 @@ func (r *run) unindexed(ctx context.Context, t *task, s *stream) error {
 	switch {
 	case err == nil:
 		t.layer.Inodes = data.Tree.Len()
-		if err := data.Close(); err != nil {
+		if err := errors.Join(r.unindexedTree(ctx, t, data.Data), data.Close()); err != nil {
 			return err
 		}
 	case errors.Is(err, os.ErrNotExist) || ctx.Err() != nil:

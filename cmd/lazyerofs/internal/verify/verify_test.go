@@ -376,3 +376,43 @@ func TestHashTreeFaults(t *testing.T) {
 		fault(l.add(d, b))
 	}
 }
+
+// TestHashTreeWithoutIndex: a layer that somebody else made has a tree and no chunks.
+func TestHashTreeWithoutIndex(t *testing.T) {
+	l := converted(t, converter.Options{Layer: differ.Config{Form: differ.Raw, Verity: true}})
+	_, m, config := l.image()
+	good := m.Layers[0]
+	section, err := chunk.ParseRange(good.Annotations[chunk.AnnotationIndexRange], good.Size)
+	require.NoError(t, err)
+	v, err := chunk.ParseVerity(good.Annotations, section.Off)
+	require.NoError(t, err)
+	bare := ocispec.Descriptor{MediaType: good.MediaType, Annotations: map[string]string{}}
+	v.Annotate(bare.Annotations)
+	for name, c := range map[string]struct {
+		spoil func(image []byte) []byte
+		check string
+	}{
+		"sound":                 {func(b []byte) []byte { return b }, ""},
+		"a digest in the tree":  {func(b []byte) []byte { b[v.HashOffset+4096+7] ^= 1; return b }, "verity"},
+		"its superblock":        {func(b []byte) []byte { b[v.HashOffset] ^= 1; return b }, "verity"},
+		"the image":             {func(b []byte) []byte { b[v.HashOffset-1] ^= 1; return b }, "verity"},
+		"less than all of it":   {func(b []byte) []byte { return b[:len(b)-4096] }, "verity"},
+		"something comes after": {func(b []byte) []byte { return append(b, make([]byte, 4096)...) }, "verity"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := l.add(bare, c.spoil(l.read(good)[:section.Off]))
+			m.Layers[0], config.RootFS.DiffIDs[0] = d, d.Digest
+			l.replace(m, config)
+			report, err := l.verify()
+			require.NoError(t, err)
+			if c.check == "" {
+				require.Empty(t, report.Faults)
+				require.Equal(t, v.Root, report.Layers[0].Verity)
+				return
+			}
+			require.Len(t, report.Faults, 1, "%+v", report.Faults)
+			require.Equal(t, c.check, report.Faults[0].Check)
+			require.Empty(t, report.Layers[0].Verity)
+		})
+	}
+}
