@@ -72,7 +72,7 @@ demo: deps containerd build ## cold start, overlayfs against lazyerofs; IMAGE=..
 bench: deps containerd tools build ## medians of 5 runs into tests/bench/results; BENCH=starts, drivers, memory, convert, pull or shared
 	$(GO) run ./tests/bench $(BENCH)
 
-vm: ## run tests in the kernels of tests/vm/guests.go, or in those of VM='NAME ...'
+vm: containerd ## run tests in the kernels of tests/vm/guests.go, or in those of VM='NAME ...'
 	@tests/tools/apt-install.sh $(APT_VM_PACKAGES)
 	VM='$(VM)' $(GO) test -tags vm -count=1 -v -timeout 2h -run '^TestGuests$$' ./tests/vm
 

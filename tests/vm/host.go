@@ -71,13 +71,16 @@ func (h *Host) build(ctx context.Context, guests []Guest) error {
 			}
 		}
 	}
-	var errs [5]error
+	var errs [6]error
 	h.init, errs[0] = h.builder.Init(ctx)
 	h.commands, errs[1] = h.builder.Commands(ctx)
 	h.tests, errs[2] = h.builder.Tests(ctx, pkgs)
 	var box, helper string
 	box, h.applets, errs[3] = busybox(ctx)
 	helper, errs[4] = exec.LookPath(helperName)
+	if slices.ContainsFunc(guests, func(g Guest) bool { return g.Root != "" }) {
+		errs[5] = h.builder.Containerd(ctx)
+	}
 	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}

@@ -91,9 +91,10 @@ func (h *Host) layRoot(ctx context.Context, tree, archive string) error {
 	for _, from := range ours {
 		err = errors.Join(err, copyFile(from, filepath.Join(units, filepath.Base(from)), 0o644))
 	}
-	for _, name := range []string{"lazyerofs", "lazyerofsd"} {
+	for _, name := range []string{"lazyerofs", "lazyerofsd", "containerd", "ctr"} {
 		err = errors.Join(err, copyFile(filepath.Join(h.commands, name), filepath.Join(bin, name), 0o755))
 	}
+	err = errors.Join(err, h.layContainerd(ctx, tree))
 	if err != nil {
 		return fmt.Errorf("laying out a root: %w", err)
 	}

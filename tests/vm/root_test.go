@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -49,22 +50,27 @@ func TestLayRoot(t *testing.T) {
 	h := &Host{Root: module, commands: dir}
 	tree := filepath.Join(dir, "tree")
 	require.ErrorContains(t, h.layRoot(t.Context(), filepath.Join(dir, "half"), archive), "lazyerofs")
-	for _, name := range []string{"lazyerofs", "lazyerofsd"} {
+	for _, name := range []string{"lazyerofs", "lazyerofsd", "containerd", "ctr"} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(name), 0o755))
 	}
 	require.NoError(t, h.layRoot(t.Context(), tree, archive))
 
 	require.FileExists(t, filepath.Join(tree, "etc/machine-id"))
-	units, err := filepath.Glob(filepath.Join(module, unitDir, "lazyerofsd*")) // there is no containerd
+	units, err := filepath.Glob(filepath.Join(module, unitDir, "*.*"))
 	require.NoError(t, err)
 	require.NotEmpty(t, units)
 	for _, u := range units {
+		if strings.HasSuffix(u, ".d") {
+			continue
+		}
 		want, err := os.ReadFile(u)
 		require.NoError(t, err)
 		got, err := os.ReadFile(filepath.Join(tree, "etc/systemd/system", filepath.Base(u)))
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 	}
+	require.FileExists(t, filepath.Join(tree, "etc/systemd/system/containerd.service"))
+	require.FileExists(t, filepath.Join(tree, "etc/systemd/system/containerd.service.d/lazyerofs.conf"))
 	st, err := os.Stat(filepath.Join(tree, "usr/local/bin/lazyerofsd"))
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o755), st.Mode().Perm())

@@ -113,7 +113,7 @@ func newRig(t *testing.T, seed byte) *rig {
 	require.NoError(t, os.Mkdir(r.at, 0o755))
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, err := run(t, "journalctl", "--no-pager", "-o", "short-monotonic", "-n", "300", "-u", "lazyerofsd*", "-u", "init.scope")
+			out, err := run(t, "journalctl", "--no-pager", "-o", "short-monotonic", "-n", "300", "-u", "lazyerofsd*", "-u", "containerd*", "-u", "init.scope")
 			t.Log(out, err)
 		}
 	})

@@ -75,7 +75,7 @@ func TestServiceRestarted(t *testing.T) {
 	r.mount()
 	old := show(t, service).MainPID
 	r.disturb(3, 5, func(int) {
-		replace(t)
+		replace(t, daemon)
 		systemctl(t, "restart", service)
 		old = await(t, service, old).MainPID
 	})
@@ -89,13 +89,13 @@ func TestServiceRestarted(t *testing.T) {
 // daemon is what the units run.
 const daemon = "/usr/local/bin/lazyerofsd"
 
-// replace puts a copy of the daemon in its own place, as a package manager does.
-func replace(t *testing.T) {
+// replace puts a copy of a program in its own place, as a package manager does.
+func replace(t *testing.T, program string) {
 	t.Helper()
-	b, err := os.ReadFile(daemon)
+	b, err := os.ReadFile(program)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(daemon+".new", b, 0o755))
-	require.NoError(t, os.Rename(daemon+".new", daemon))
+	require.NoError(t, os.WriteFile(program+".new", b, 0o755))
+	require.NoError(t, os.Rename(program+".new", program))
 }
 
 // Connections that come while the service is stopped start it, by its socket unit;

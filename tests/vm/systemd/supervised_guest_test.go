@@ -28,7 +28,7 @@ func TestSupervised(t *testing.T) {
 		if n%2 == 0 {
 			require.NoError(t, unix.Kill(pid, unix.SIGKILL))
 		} else {
-			replace(t)
+			replace(t, daemon)
 			systemctl(t, "reload", supervised)
 		}
 		next()
