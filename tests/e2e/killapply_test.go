@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -66,6 +67,9 @@ func (n *node) layerFiles() (found []string) {
 	n.t.Helper()
 	dir := filepath.Join(n.daemon.Root, "snapshots")
 	require.NoError(n.t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // containerd removes what it began meanwhile
+		}
 		if err == nil && d.Type().IsRegular() && d.Name() != differ.MarkerFile && !strings.Contains(path, "/fs/") {
 			found = append(found, path)
 		}
