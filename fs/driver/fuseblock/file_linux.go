@@ -153,7 +153,7 @@ func (f *file) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.Rea
 		f.driver.hits.Add(1)
 		return fuse.ReadResultFd(uintptr(v.fd), off, n), fuse.OK
 	}
-	ctx, stop := f.readerContext(cancel, in.Pid)
+	ctx, stop := fusesession.ReaderContext(f.session.Context(), cancel, in.Pid)
 	err := v.layer.Ensure(ctx, off, int64(n))
 	if stop() {
 		return nil, fuse.EINTR // its reader was killed

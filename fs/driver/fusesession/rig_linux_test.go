@@ -125,15 +125,21 @@ func (f *files) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut
 // Flush: the kernel asks once, so that no close waits for a server.
 func (f *files) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
 
+// Read hears of no interrupt, as if all were lost.
 func (f *files) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	f.reads.Add(1)
 	f.mu.Lock()
 	gate := f.gate
 	f.mu.Unlock()
 	if gate != nil {
+		ctx, stop := ReaderContext(f.s.Context(), nil, in.Pid)
+		defer stop()
 		select {
 		case <-gate:
-		case <-f.s.Context().Done():
+		case <-ctx.Done():
+			if stop() {
+				return nil, fuse.EINTR
+			}
 			return nil, fuse.EIO
 		}
 	}

@@ -1,7 +1,6 @@
 package fusetree
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -131,19 +130,8 @@ func (s *tree) Resident(node uint64, off int64, n int) (fd int, at int64, length
 // read of a file that gives EINTR, or a page that is not there, breaks programs
 // which rightly expect neither.
 func (s *tree) fetch(cancel <-chan struct{}, pid uint32, l driver.Layer, addr, n int64) error {
-	ctx, stop := context.WithCancel(s.context())
+	ctx, stop := fusesession.ReaderContext(s.context(), cancel, pid)
 	defer stop()
-	ended := make(chan struct{})
-	defer close(ended)
-	go func() { // ends with this call
-		select {
-		case <-cancel:
-			if fusesession.Dying(pid) {
-				stop()
-			}
-		case <-ended:
-		}
-	}()
 	return l.Ensure(ctx, addr, n)
 }
 
