@@ -33,7 +33,7 @@ type frame struct {
 }
 
 // store takes the data of all files in the first pass. It keeps nothing of it in
-// memory: 64 bytes for a chunk and 72 for a file. Both have a checksum, for what
+// memory: 64 bytes for a chunk and as many for a file. Both have a checksum, for what
 // comes back from the disk gets digests that everybody believes; it need not be
 // one that withstands malice, and a tenth of the time of SHA-256 matters.
 type store struct {

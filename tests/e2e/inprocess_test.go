@@ -32,10 +32,7 @@ var inside = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(root, "bin", "containerd-lazyerofs")
-	cmd := exec.Command("go", "build", "-C", "tests/examples/containerd", "-trimpath", "-tags", "no_btrfs no_devmapper no_zfs no_cri no_tracing",
-		"-o", path, ".")
-	cmd.Dir, cmd.Stdout, cmd.Stderr = root, os.Stderr, os.Stderr
-	return path, cmd.Run()
+	return path, testenv.BuildExample(context.Background(), path)
 })
 
 // startInside makes a node whose containerd has lazyerofs in it, as

@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -61,4 +62,20 @@ func Tool(name string) (string, error) {
 		return "", fmt.Errorf("%s is neither in the source tree nor in PATH; run `make deps containerd tools build`", name)
 	}
 	return path, nil
+}
+
+// BuildExample builds tests/examples/containerd, a containerd with lazyerofs in it, as
+// the file out.
+func BuildExample(ctx context.Context, out string) error {
+	root, err := Root()
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-C", "tests/examples/containerd", "-trimpath",
+		"-tags", "no_btrfs no_devmapper no_zfs no_cri no_tracing", "-o", out, ".")
+	cmd.Dir = root
+	if words, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building the example containerd: %w: %s", err, words)
+	}
+	return nil
 }

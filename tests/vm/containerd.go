@@ -16,8 +16,6 @@ const (
 	// containerdModule has the unit that people install with its binaries.
 	containerdModule = "github.com/containerd/containerd/v2"
 	containerdUnit   = "containerd.service"
-	// exampleDir is a containerd with lazyerofs in it.
-	exampleDir = "tests/examples/containerd"
 	// inProcess is how it is configured.
 	inProcess = "deploy/containerd/in-process.toml"
 )
@@ -36,8 +34,7 @@ func (b Builder) Containerd(ctx context.Context) error {
 		return err
 	}
 	return errors.Join(
-		b.gocmd(ctx, nil, "build", "-C", exampleDir, "-trimpath", "-tags", "no_btrfs no_devmapper no_zfs no_cri no_tracing",
-			"-o", filepath.Join(bin, "containerd"), "."),
+		testenv.BuildExample(ctx, filepath.Join(bin, "containerd")),
 		copyFile(ctr, filepath.Join(bin, "ctr"), 0o755))
 }
 

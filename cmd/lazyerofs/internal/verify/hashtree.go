@@ -52,10 +52,10 @@ func (r *run) unindexedTree(ctx context.Context, t *task, data io.ReaderAt) erro
 		r.layerFault(t, "annotation", "layer %s: %v", t.desc.Digest, err)
 		return nil
 	}
+	if v == nil {
+		return nil // and so nothing more to read
+	}
 	return r.hashed(t, data, v, func(tree io.Writer) (bool, error) {
-		if v == nil {
-			return true, nil
-		}
 		_, err := io.Copy(tree, imagedata.Stoppable(ctx, io.NewSectionReader(data, 0, math.MaxInt64)))
 		return err == nil, err
 	})
