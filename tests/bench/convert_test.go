@@ -84,7 +84,7 @@ func TestConverters(t *testing.T) {
 		report.Where = append(report.Where, w)
 	}
 	table := report.table()
-	for _, name := range []string{oursZstd, oursRaw, mkfsRaw, mkfsZstd, mkfsDigests, mkfsInside, "compress"} {
+	for _, name := range []string{oursZstd, oursRaw, mkfsRaw, mkfsZstd1, mkfsZstd, mkfsDigests, mkfsInside, "compress"} {
 		require.Contains(t, table, name)
 	}
 }

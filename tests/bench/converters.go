@@ -11,6 +11,8 @@ import (
 	"runtime"
 	"runtime/pprof"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
@@ -44,6 +46,7 @@ const (
 	oursZstd    = "lazyerofs"
 	oursRaw     = "lazyerofs, raw"
 	mkfsRaw     = "mkfs"
+	mkfsZstd1   = "mkfs, zstd -T1"
 	mkfsZstd    = "mkfs, zstd"
 	mkfsDigests = "mkfs, zstd, sha256"
 	mkfsInside  = "mkfs -zzstd"
@@ -152,8 +155,9 @@ func mkfsArgs(c conversion, to string, more ...string) []string {
 	return append(args, to, c.in)
 }
 
-// mkfsThenZstd makes an image, compresses it, and takes the digests that a
-// manifest needs. Not even the index of a lazy layer is made.
+// mkfsThenZstd makes an image, compresses it on one core, which is what zstd does
+// when nothing is said, and on all, and takes the digests that a manifest needs.
+// Not even the index of a lazy layer is made.
 func mkfsThenZstd(ctx context.Context, c conversion) ([]outcome, error) {
 	mkfs, err := testenv.Tool("mkfs.erofs")
 	if err != nil {
@@ -164,7 +168,13 @@ func mkfsThenZstd(ctx context.Context, c conversion) ([]outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	packed, _, err := command(ctx, nil, "zstd", "-q", "-f", fmt.Sprintf("-%d", c.level), "--ultra", fmt.Sprintf("-T%d", runtime.NumCPU()), image, "-o", blob)
+	onOne, size, err := compress(ctx, c.level, 1, image, blob)
+	if err != nil {
+		return nil, err
+	}
+	// What the one before has written is not to be in the time of this one.
+	unix.Sync()
+	packed, _, err := compress(ctx, c.level, runtime.NumCPU(), image, blob)
 	if err != nil {
 		return nil, err
 	}
@@ -180,9 +190,24 @@ func mkfsThenZstd(ctx context.Context, c conversion) ([]outcome, error) {
 	steps := []step{{"mkfs", made}, {"zstd", packed}, {"sha256", summed}}
 	return []outcome{
 		outcomeOf(mkfsRaw, sizes[0], steps[:1]...),
+		outcomeOf(mkfsZstd1, size, steps[0], step{"zstd", onOne}),
 		outcomeOf(mkfsZstd, sizes[1], steps[:2]...),
 		outcomeOf(mkfsDigests, sizes[1], steps...),
 	}, errors.Join(os.Remove(image), os.Remove(blob))
+}
+
+// compress lets zstd make blob of image on some cores and returns what that took
+// and the length of blob in bytes.
+func compress(ctx context.Context, level, cores int, image, blob string) (cost, int64, error) {
+	spent, _, err := command(ctx, nil, "zstd", "-q", "-f", fmt.Sprintf("-%d", level), "--ultra", fmt.Sprintf("-T%d", cores), image, "-o", blob)
+	if err != nil {
+		return spent, 0, err
+	}
+	sizes, err := sizesOf(blob)
+	if err != nil {
+		return spent, 0, err
+	}
+	return spent, sizes[0], nil
 }
 
 // mkfsCompressed lets mkfs.erofs compress, in units as long as our chunks. Such
