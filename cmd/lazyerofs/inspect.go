@@ -2,16 +2,13 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"io"
 
-	"github.com/containerd/containerd/v2/pkg/reference"
-	"github.com/containerd/stargz-snapshotter/fs/source"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
-	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/inspect"
+	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/format/all"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
 )
@@ -27,12 +24,14 @@ func newInspectCmd() *cobra.Command {
 		Short: "show how an image's layers are cut and what a kernel needs for them",
 		Long: `Show for each layer of an image whether it loads lazily, its chunks, how much of
 it is metadata, and the first Linux release that mounts it. Only indexes and
-metadata are fetched, and both are checked as for a mount.
+metadata are fetched, and both are checked as for a mount. IMAGE is written as for
+convert.
 
 With --diff show what two images share: which chunks have the same digest, and so
 what a node that has A must still fetch and keep for all of B. Only indexes are fetched.`,
 		Example: `  lazyerofs inspect registry.example.com/app:lazy
   lazyerofs inspect --json localhost:5000/python:lazy | jq .metaSize
+  lazyerofs inspect oci:layout:lazy
   lazyerofs inspect --diff registry.example.com/app:1-lazy registry.example.com/app:2-lazy`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if diff {
@@ -54,16 +53,12 @@ what a node that has A must still fetch and keep for all of B. Only indexes are 
 }
 
 func inspectImage(ctx context.Context, pull *registryFlags, ref string, asJSON bool, out io.Writer) (err error) {
-	v, err := newViewer(pull)
+	img, err := openSubject(ctx, pull, ref)
 	if err != nil {
 		return err
 	}
-	defer closeInto(&err, v)
-	img, open, err := v.image(ctx, ref)
-	if err != nil {
-		return err
-	}
-	report, err := inspect.Run(ctx, img, open, all.All())
+	defer closeInto(&err, img)
+	report, err := inspect.Run(ctx, &img.Subject, all.All())
 	if err != nil {
 		return err
 	}
@@ -74,20 +69,17 @@ func inspectImage(ctx context.Context, pull *registryFlags, ref string, asJSON b
 }
 
 func diffImages(ctx context.Context, pull *registryFlags, refA, refB string, asJSON bool, out io.Writer) (err error) {
-	v, err := newViewer(pull)
+	a, err := openSubject(ctx, pull, refA)
 	if err != nil {
 		return err
 	}
-	defer closeInto(&err, v)
-	a, openA, err := v.image(ctx, refA)
+	defer closeInto(&err, a)
+	b, err := openSubject(ctx, pull, refB)
 	if err != nil {
 		return err
 	}
-	b, openB, err := v.image(ctx, refB)
-	if err != nil {
-		return err
-	}
-	diff, err := inspect.Compare(ctx, a, b, openA, openB, all.All())
+	defer closeInto(&err, b)
+	diff, err := inspect.Compare(ctx, &a.Subject, &b.Subject, all.All())
 	if err != nil {
 		return err
 	}
@@ -97,39 +89,26 @@ func diffImages(ctx context.Context, pull *registryFlags, refA, refB string, asJ
 	return diff.Print(out)
 }
 
-// viewer looks at images in registries.
-type viewer struct {
-	hosts    *remote.HostSet
-	platform ocispec.Platform
-	resolver *remote.Resolver
+// subject is an image to inspect and where it is.
+type subject struct {
+	inspect.Subject
+	*openedSource
 }
 
-func newViewer(pull *registryFlags) (*viewer, error) {
-	hosts, platform, err := pull.open()
+// openSubject finds an image. Nothing that it holds needs a work directory: only
+// indexes and metadata are read.
+func openSubject(ctx context.Context, pull *registryFlags, ref string) (_ *subject, err error) {
+	platform, err := pull.wanted()
 	if err != nil {
 		return nil, err
 	}
-	return &viewer{hosts, platform, remote.NewResolver(remote.Config{})}, nil
-}
-
-// Close ends the connections.
-func (v *viewer) Close() error {
-	v.hosts.Close()
-	return v.resolver.Close()
-}
-
-// image finds an image and returns what opens its layers.
-func (v *viewer) image(ctx context.Context, ref string) (*image.Image, inspect.Opener, error) {
-	img, err := image.Resolve(ctx, ref, dockerHosts(v.hosts), v.platform)
+	src, err := openSource(ref, remote.HostsConfig{CertsDir: pull.certsDir}, "")
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	spec, err := reference.Parse(img.Ref)
+	img, err := converter.Pick(ctx, src.Source, platform)
 	if err != nil {
-		return nil, nil, fmt.Errorf("image reference %q is not valid: %w", img.Ref, err)
+		return nil, errors.Join(err, src.Close())
 	}
-	return img, func(ctx context.Context, desc ocispec.Descriptor) (remote.Blob, error) {
-		src := source.Source{Hosts: v.hosts.RegistryHosts, Name: spec, Target: desc, Manifest: img.Manifest}
-		return remote.Open(ctx, v.resolver, []source.Source{src}, desc, remote.Options{})
-	}, nil
+	return &subject{inspect.Subject{Ref: src.String(), Picked: *img, Open: src.layers.Blob}, src}, nil
 }

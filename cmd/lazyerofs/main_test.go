@@ -28,7 +28,7 @@ func TestUsageErrorsExitWith2(t *testing.T) {
 func TestFailuresExitWith1AndOneSentence(t *testing.T) {
 	code, _, stderr := runCLI("inspect", "UPPER CASE")
 	require.Equal(t, exitError, code)
-	require.Contains(t, stderr, `"UPPER CASE" is not valid`)
+	require.Contains(t, stderr, "not a usable image location: \"UPPER CASE\"")
 	code, _, stderr = runCLI("mount", "--platform", "a/b/c/d", "localhost:1/x", t.TempDir())
 	require.Equal(t, exitError, code)
 	require.Contains(t, stderr, "write it like linux/arm64")

@@ -26,14 +26,23 @@ func (r *registryFlags) add(cmd *cobra.Command) {
 
 // open returns the hosts, which the caller closes, and the platform.
 func (r *registryFlags) open() (*remote.HostSet, ocispec.Platform, error) {
-	platform := platforms.DefaultSpec()
-	if r.platform != "" {
-		var err error
-		if platform, err = platforms.Parse(r.platform); err != nil {
-			return nil, platform, fmt.Errorf("platform %q is not valid; write it like linux/arm64: %w", r.platform, err)
-		}
+	platform, err := r.wanted()
+	if err != nil {
+		return nil, platform, err
 	}
 	return remote.NewHosts(remote.HostsConfig{CertsDir: r.certsDir}), platform, nil
+}
+
+// wanted returns the platform.
+func (r *registryFlags) wanted() (ocispec.Platform, error) {
+	if r.platform == "" {
+		return platforms.DefaultSpec(), nil
+	}
+	p, err := platforms.Parse(r.platform)
+	if err != nil {
+		return p, fmt.Errorf("platform %q is not valid; write it like linux/arm64: %w", r.platform, err)
+	}
+	return p, nil
 }
 
 // addHosts adds the flags that say how registries are reached.

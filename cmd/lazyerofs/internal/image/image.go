@@ -47,7 +47,7 @@ func (i *Image) ChainIDs() []string {
 func Resolve(ctx context.Context, ref string, hosts docker.RegistryHosts, platform ocispec.Platform) (*Image, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
-		return nil, fmt.Errorf("image reference %q is not valid: %w", ref, err)
+		return nil, fmt.Errorf("image reference %q is not valid: %w; write HOST/NAME:TAG, an image can be mounted from a registry only", ref, err)
 	}
 	img := &Image{Ref: named.String()}
 	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: hosts})

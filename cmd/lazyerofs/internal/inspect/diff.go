@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -9,7 +10,6 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
 	"github.com/lazyerofs/lazyerofs/fs/format"
 )
 
@@ -66,13 +66,10 @@ type layerChunk struct {
 
 // Compare finds out what two images share. It fetches chunk indexes only. The
 // error is about a registry that did not answer.
-func Compare(ctx context.Context, a, b *image.Image, openA, openB Opener, formats []format.Format) (*Diff, error) {
+func Compare(ctx context.Context, a, b *Subject, formats []format.Format) (*Diff, error) {
 	var sides [2]*side
-	for i, in := range []struct {
-		img  *image.Image
-		open Opener
-	}{{a, openA}, {b, openB}} {
-		s, err := load(ctx, in.img, in.open, formats)
+	for i, img := range []*Subject{a, b} {
+		s, err := load(ctx, img, formats)
 		if err != nil {
 			return nil, err
 		}
@@ -102,10 +99,10 @@ func Compare(ctx context.Context, a, b *image.Image, openA, openB Opener, format
 }
 
 // load reads the chunk indexes of an image.
-func load(ctx context.Context, img *image.Image, open Opener, formats []format.Format) (*side, error) {
+func load(ctx context.Context, img *Subject, formats []format.Format) (*side, error) {
 	s := &side{Side: Side{Ref: img.Ref, Digest: img.Desc.Digest.String()}, chunks: map[string]int64{}}
 	for _, desc := range img.Manifest.Layers {
-		l, chunks, err := indexOf(ctx, desc, open, formats)
+		l, chunks, err := indexOf(ctx, desc, img, formats)
 		if err != nil {
 			return nil, fmt.Errorf("reading the index of layer %s of %s: %w", desc.Digest, img.Ref, err)
 		}
@@ -125,37 +122,41 @@ func load(ctx context.Context, img *image.Image, open Opener, formats []format.F
 }
 
 // indexOf lists the chunks of a layer.
-func indexOf(ctx context.Context, desc ocispec.Descriptor, open Opener, formats []format.Format) (DiffLayer, map[string]layerChunk, error) {
-	l := DiffLayer{Digest: desc.Digest.String(), Bytes: desc.Size}
+func indexOf(ctx context.Context, desc ocispec.Descriptor, of *Subject, formats []format.Format) (DiffLayer, map[string]layerChunk, error) {
 	for _, f := range formats {
-		if !f.Match(desc) {
-			continue
+		if f.Match(desc) {
+			return chunksOf(ctx, f, desc, of)
 		}
-		blob, err := open(ctx, desc)
-		if err != nil {
+	}
+	return DiffLayer{Digest: desc.Digest.String(), Bytes: desc.Size, Reason: notNative}, nil, nil
+}
+
+// chunksOf is indexOf for a layer in the format f.
+func chunksOf(ctx context.Context, f format.Format, desc ocispec.Descriptor, of *Subject) (l DiffLayer, chunks map[string]layerChunk, err error) {
+	l = DiffLayer{Digest: desc.Digest.String(), Bytes: desc.Size}
+	blob, done, err := of.Open(ctx, desc)
+	if err != nil {
+		return l, nil, err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	plan, err := f.Open(ctx, blob, desc)
+	if err != nil {
+		if !finding(err) {
 			return l, nil, err
 		}
-		plan, err := f.Open(ctx, blob, desc)
-		if err != nil {
-			if !finding(err) {
-				return l, nil, err
-			}
-			l.Reason = err.Error()
-			return l, nil, nil
-		}
-		l.Bytes = 0
-		chunks := make(map[string]layerChunk, plan.Data.Len())
-		for i := range plan.Data.Len() {
-			c := plan.Data.At(i)
-			key := c.Codec.String() + string(c.Sum)
-			chunks[key] = layerChunk{times: chunks[key].times + 1, size: c.Blob.Len}
-			l.Chunks++
-			l.Bytes += c.Blob.Len
-		}
-		return l, chunks, nil
+		l.Reason = err.Error()
+		return l, nil, nil
 	}
-	l.Reason = "media type is none that lazyerofs loads lazily; convert the image"
-	return l, nil, nil
+	l.Bytes = 0
+	chunks = make(map[string]layerChunk, plan.Data.Len())
+	for i := range plan.Data.Len() {
+		c := plan.Data.At(i)
+		key := c.Codec.String() + string(c.Sum)
+		chunks[key] = layerChunk{times: chunks[key].times + 1, size: c.Blob.Len}
+		l.Chunks++
+		l.Bytes += c.Blob.Len
+	}
+	return l, chunks, nil
 }
 
 // mark notes in each layer what the other image has.

@@ -3,7 +3,6 @@ package inspect
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"math/rand"
@@ -14,15 +13,13 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
-	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
 	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/fs/format/all"
-	"github.com/lazyerofs/lazyerofs/fs/remote"
 )
 
 // version converts a layer of files that are large enough to have chunks of
 // their own, each made of its seed.
-func version(t *testing.T, ref string, seeds ...int64) (*image.Image, map[string][]byte) {
+func version(t *testing.T, ref string, seeds ...int64) *Subject {
 	t.Helper()
 	var tarball, blob bytes.Buffer
 	w := tar.NewWriter(&tarball)
@@ -36,17 +33,18 @@ func version(t *testing.T, ref string, seeds ...int64) (*image.Image, map[string
 	require.NoError(t, w.Close())
 	r, err := differ.Convert(t.Context(), &tarball, &blob, differ.Config{SpoolDir: t.TempDir()})
 	require.NoError(t, err)
-	img := &image.Image{Ref: ref, Desc: ocispec.Descriptor{Digest: digest.FromString(ref)}}
+	img := &Subject{Ref: ref, Open: opener(t, map[string][]byte{r.Descriptor.Digest.String(): blob.Bytes()})}
+	img.Desc.Digest = digest.FromString(ref)
 	img.Manifest.Layers = []ocispec.Descriptor{r.Descriptor}
-	return img, map[string][]byte{r.Descriptor.Digest.String(): blob.Bytes()}
+	return img
 }
 
 // TestCompareFindsSharedFiles has two versions that share two of three files,
 // whose chunks do not move against their start when another file comes before.
 func TestCompareFindsSharedFiles(t *testing.T) {
-	a, blobsA := version(t, "app:1", 1, 2, 3)
-	b, blobsB := version(t, "app:2", 0, 2, 3)
-	d, err := Compare(t.Context(), a, b, opener(blobsA), opener(blobsB), all.All())
+	a := version(t, "app:1", 1, 2, 3)
+	b := version(t, "app:2", 0, 2, 3)
+	d, err := Compare(t.Context(), a, b, all.All())
 	require.NoError(t, err)
 	require.Empty(t, d.SharedLayers)
 	require.Equal(t, 8, d.SharedChunks, "two files of 1 MiB in chunks of 256 KiB")
@@ -68,9 +66,9 @@ func TestCompareFindsSharedFiles(t *testing.T) {
 }
 
 func TestCompareCountsRepetitionsOnce(t *testing.T) {
-	a, blobs := version(t, "app:1", 1, 2)
+	a := version(t, "app:1", 1, 2)
 	a.Manifest.Layers = append(a.Manifest.Layers, a.Manifest.Layers[0])
-	d, err := Compare(t.Context(), a, a, opener(blobs), opener(blobs), all.All())
+	d, err := Compare(t.Context(), a, a, all.All())
 	require.NoError(t, err)
 	require.Len(t, d.SharedLayers, 1)
 	require.Equal(t, 2*d.A.Distinct, d.A.Chunks)
@@ -83,17 +81,17 @@ func TestCompareCountsRepetitionsOnce(t *testing.T) {
 }
 
 func TestCompareSaysWhatIsNotKnown(t *testing.T) {
-	a, blobs := version(t, "app:1", 1)
+	a := version(t, "app:1", 1)
 	b := *a
 	b.Manifest.Layers = slices.Clone(a.Manifest.Layers)
 	b.Manifest.Layers[0].MediaType = ocispec.MediaTypeImageLayerGzip
-	d, err := Compare(t.Context(), a, &b, opener(blobs), opener(blobs), all.All())
+	d, err := Compare(t.Context(), a, &b, all.All())
 	require.NoError(t, err)
 	require.Contains(t, d.B.Layers[0].Reason, "convert the image")
 	require.Zero(t, d.SharedChunks)
 	b.Manifest.Layers[0] = a.Manifest.Layers[0]
 	b.Manifest.Layers[0].Annotations = nil
-	d, err = Compare(t.Context(), a, &b, opener(blobs), opener(blobs), all.All())
+	d, err = Compare(t.Context(), a, &b, all.All())
 	require.NoError(t, err)
 	require.NotEmpty(t, d.B.Layers[0].Reason)
 	var out bytes.Buffer
@@ -101,7 +99,8 @@ func TestCompareSaysWhatIsNotKnown(t *testing.T) {
 	require.Contains(t, out.String(), "not known: ")
 
 	down := errors.New("connection refused")
-	broken := func(context.Context, ocispec.Descriptor) (remote.Blob, error) { return nil, down }
-	_, err = Compare(t.Context(), a, a, opener(blobs), broken, all.All())
+	b.Open = refuse(down)
+	b.Manifest.Layers = a.Manifest.Layers
+	_, err = Compare(t.Context(), a, &b, all.All())
 	require.ErrorIs(t, err, down)
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/imagedata"
+	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 	"github.com/lazyerofs/lazyerofs/fs/format"
@@ -62,18 +62,28 @@ type Layer struct {
 	Kernel   string   `json:"kernel,omitempty"`
 }
 
-// Opener opens the blob of a layer.
-type Opener func(ctx context.Context, layer ocispec.Descriptor) (remote.Blob, error)
+// Subject is an image to look at.
+type Subject struct {
+	// Ref is what reports and messages call it.
+	Ref string
+	converter.Picked
+	// Open opens the blob of a layer. What it returns beside it is called when the
+	// blob is not needed any more.
+	Open func(ctx context.Context, layer ocispec.Descriptor) (remote.Blob, func() error, error)
+}
+
+// notNative is the reason of a layer that no format reads.
+const notNative = "media type is none that lazyerofs loads lazily; convert the image"
 
 // Run looks at every layer of img. A layer that cannot be loaded lazily is a
 // finding; the error is about a registry that did not answer.
-func Run(ctx context.Context, img *image.Image, open Opener, formats []format.Format) (*Image, error) {
+func Run(ctx context.Context, img *Subject, formats []format.Format) (*Image, error) {
 	out := &Image{
 		Ref: img.Ref, Digest: img.Desc.Digest.String(), Lazy: true,
 		Platform: platforms.Format(img.Config.Platform),
 	}
 	for _, desc := range img.Manifest.Layers {
-		l, err := layer(ctx, desc, open, formats)
+		l, err := layer(ctx, desc, img, formats)
 		if err != nil {
 			return nil, fmt.Errorf("inspecting layer %s of %s: %w", desc.Digest, img.Ref, err)
 		}
@@ -86,8 +96,8 @@ func Run(ctx context.Context, img *image.Image, open Opener, formats []format.Fo
 	return out, nil
 }
 
-func layer(ctx context.Context, desc ocispec.Descriptor, open Opener, formats []format.Format) (Layer, error) {
-	l := Layer{Digest: desc.Digest.String(), MediaType: desc.MediaType, Size: desc.Size}
+func layer(ctx context.Context, desc ocispec.Descriptor, of *Subject, formats []format.Format) (l Layer, err error) {
+	l = Layer{Digest: desc.Digest.String(), MediaType: desc.MediaType, Size: desc.Size}
 	var f format.Format
 	for _, try := range formats {
 		if try.Match(desc) {
@@ -96,14 +106,15 @@ func layer(ctx context.Context, desc ocispec.Descriptor, open Opener, formats []
 		}
 	}
 	if f == nil {
-		l.Reason = "media type is none that lazyerofs loads lazily; convert the image"
+		l.Reason = notNative
 		return l, nil
 	}
 	l.Format = f.Name()
-	blob, err := open(ctx, desc)
+	blob, done, err := of.Open(ctx, desc)
 	if err != nil {
 		return l, err
 	}
+	defer func() { err = errors.Join(err, done()) }()
 	if err := l.fill(ctx, f, blob, desc); err != nil {
 		if !finding(err) {
 			return l, err

@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
-	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
 	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
@@ -25,13 +24,13 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // layers converts tars of n files each into one image.
-func layers(t *testing.T, counts ...int) (*image.Image, map[string][]byte, []differ.Result) {
+func layers(t *testing.T, counts ...int) (*Subject, map[string][]byte, []differ.Result) {
 	return layersWith(t, differ.Config{}, counts...)
 }
 
-func layersWith(t *testing.T, cfg differ.Config, counts ...int) (*image.Image, map[string][]byte, []differ.Result) {
+func layersWith(t *testing.T, cfg differ.Config, counts ...int) (*Subject, map[string][]byte, []differ.Result) {
 	cfg.SpoolDir = t.TempDir()
-	img := &image.Image{Ref: "localhost/test:1"}
+	img := &Subject{Ref: "localhost/test:1"}
 	blobs := map[string][]byte{}
 	var results []differ.Result
 	for _, n := range counts {
@@ -53,18 +52,28 @@ func layersWith(t *testing.T, cfg differ.Config, counts ...int) (*image.Image, m
 		img.Manifest.Layers = append(img.Manifest.Layers, r.Descriptor)
 		results = append(results, r)
 	}
+	img.Open = opener(t, blobs)
 	return img, blobs, results
 }
 
-func opener(blobs map[string][]byte) Opener {
-	return func(_ context.Context, d ocispec.Descriptor) (remote.Blob, error) {
-		return formattest.NewBlob(blobs[d.Digest.String()]), nil
+// opener opens blobs, and fails the test if one of them was not closed.
+func opener(t *testing.T, blobs map[string][]byte) func(context.Context, ocispec.Descriptor) (remote.Blob, func() error, error) {
+	open := 0
+	t.Cleanup(func() { require.Zero(t, open, "blobs that were not closed") })
+	return func(_ context.Context, d ocispec.Descriptor) (remote.Blob, func() error, error) {
+		open++
+		return formattest.NewBlob(blobs[d.Digest.String()]), func() error { open--; return nil }, nil
 	}
 }
 
+// refuse is what opens no blob, but fails with err.
+func refuse(err error) func(context.Context, ocispec.Descriptor) (remote.Blob, func() error, error) {
+	return func(context.Context, ocispec.Descriptor) (remote.Blob, func() error, error) { return nil, nil, err }
+}
+
 func TestRunAgreesWithTheConverter(t *testing.T) {
-	img, blobs, results := layers(t, 40, 400)
-	got, err := Run(t.Context(), img, opener(blobs), all.All())
+	img, _, results := layers(t, 40, 400)
+	got, err := Run(t.Context(), img, all.All())
 	require.NoError(t, err)
 	require.True(t, got.Lazy)
 	for i, r := range results {
@@ -92,7 +101,7 @@ func TestRunReportsLayersThatAreNotLazy(t *testing.T) {
 	b := blobs[img.Manifest.Layers[2].Digest.String()]
 	b[len(b)/2] ^= 1
 	b[10] ^= 1
-	got, err := Run(t.Context(), img, opener(blobs), all.All())
+	got, err := Run(t.Context(), img, all.All())
 	require.NoError(t, err)
 	require.False(t, got.Lazy)
 	for _, l := range got.Layers {
@@ -109,8 +118,25 @@ func TestRunReportsLayersThatAreNotLazy(t *testing.T) {
 func TestRunFailsWhenTheRegistryDoes(t *testing.T) {
 	img, _, _ := layers(t, 5)
 	down := errors.New("connection refused")
-	_, err := Run(t.Context(), img, func(context.Context, ocispec.Descriptor) (remote.Blob, error) { return nil, down }, all.All())
+	img.Open = refuse(down)
+	_, err := Run(t.Context(), img, all.All())
 	require.ErrorIs(t, err, down)
+}
+
+// TestRunFailsWhenABlobCannotBeClosed: a file that reports a late error was perhaps
+// not read whole.
+func TestRunFailsWhenABlobCannotBeClosed(t *testing.T) {
+	img, _, _ := layers(t, 5)
+	late := errors.New("input/output error")
+	open := img.Open
+	img.Open = func(ctx context.Context, d ocispec.Descriptor) (remote.Blob, func() error, error) {
+		b, done, err := open(ctx, d)
+		return b, func() error { return errors.Join(done(), late) }, err
+	}
+	_, err := Run(t.Context(), img, all.All())
+	require.ErrorIs(t, err, late)
+	_, err = Compare(t.Context(), img, img, all.All())
+	require.ErrorIs(t, err, late)
 }
 
 func TestNeeds(t *testing.T) {
@@ -132,8 +158,8 @@ func TestBytes(t *testing.T) {
 }
 
 func TestRunShowsTheRootOfAHashTree(t *testing.T) {
-	img, blobs, results := layersWith(t, differ.Config{Verity: true}, 40)
-	got, err := Run(t.Context(), img, opener(blobs), all.All())
+	img, _, results := layersWith(t, differ.Config{Verity: true}, 40)
+	got, err := Run(t.Context(), img, all.All())
 	require.NoError(t, err)
 	require.True(t, got.Lazy, got.Layers[0].Reason)
 	require.Equal(t, results[0].Descriptor.Annotations[chunk.AnnotationVerityRoot], got.Layers[0].Verity)
@@ -145,7 +171,7 @@ func TestRunShowsTheRootOfAHashTree(t *testing.T) {
 
 	img.Manifest.Layers[0].Annotations[chunk.AnnotationVerityOffset] = "4096"
 	img.Manifest.Layers[0].Annotations[chunk.LabelVerityOffset] = "4096"
-	got, err = Run(t.Context(), img, opener(blobs), all.All())
+	got, err = Run(t.Context(), img, all.All())
 	require.NoError(t, err)
 	require.Contains(t, got.Layers[0].Reason, "(size)", "the parser holds the place of the tree against the superblock")
 }
