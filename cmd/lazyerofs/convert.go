@@ -49,7 +49,8 @@ func newConvertCmd() *cobra.Command {
 downloaded. SRC and DST are references to a registry (python:3.13,
 localhost:5000/app:lazy), OCI layouts (oci:DIR[:TAG]) or archives
 (oci-archive:FILE[:TAG]; as SRC also docker-archive:FILE[:REF], as docker save
-writes it). Layers that are native already are carried over as they are.
+writes it). Layers that are native already are carried over as they are, or made
+anew if they have no chunk index.
 
 The platform is this machine's unless --platform or --all-platforms says
 otherwise. One platform gives a plain manifest, several an index. With
@@ -98,14 +99,13 @@ func convertImage(ctx context.Context, o *convertFlags, from, to string, stdout,
 	if opts.WorkDir, opts.KeepDir, err = workDirs(o.workDir); err != nil {
 		return err
 	}
-	hosts := remote.NewHosts(o.hosts)
-	defer hosts.Close()
-	src, err := converter.ParseSource(from, dockerHosts(hosts))
+	src, err := openSource(from, o.hosts, opts.WorkDir)
 	if err != nil {
 		return err
 	}
 	defer closeInto(&err, src)
-	dst, err := converter.ParseTarget(to, dockerHosts(hosts))
+	opts.Open = src.layers.Open
+	dst, err := converter.ParseTarget(to, dockerHosts(src.hosts))
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func convertImage(ctx context.Context, o *convertFlags, from, to string, stdout,
 		shown = progress.New(stderr)
 		opts.Progress = shown.Show
 	}
-	res, err := converter.Image(ctx, src, dst, opts)
+	res, err := converter.Image(ctx, src.Source, dst, opts)
 	if shown != nil {
 		shown.Close()
 	}

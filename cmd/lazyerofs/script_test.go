@@ -38,9 +38,40 @@ func TestScripts(t *testing.T) {
 			env.Setenv("DOCKER_CONFIG", filepath.Join(env.WorkDir, ".docker"))
 			return nil
 		},
-		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"layout": scriptLayout, "signed": scriptSigned, "spoil": scriptSpoil},
+		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"layout": scriptLayout, "signed": scriptSigned, "bare": scriptBare, "spoil": scriptSpoil},
 		RequireExplicitExec: false,
 	})
+}
+
+// scriptBare is "bare DIR": the manifest of the layout's one image says nothing of its
+// layers any more but what they are.
+func scriptBare(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: bare DIR")
+	}
+	dir := ts.MkAbs(args[0])
+	read := func(name string, v any) {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		ts.Check(err)
+		ts.Check(json.Unmarshal(b, v))
+	}
+	write := func(name func([]byte) string, v any) []byte {
+		b, err := json.Marshal(v)
+		ts.Check(err)
+		ts.Check(os.WriteFile(filepath.Join(dir, name(b)), b, 0o644))
+		return b
+	}
+	blob := func(b []byte) string { return "blobs/sha256/" + digest.FromBytes(b).Encoded() }
+	var index ocispec.Index
+	read("index.json", &index)
+	var m ocispec.Manifest
+	read("blobs/sha256/"+index.Manifests[0].Digest.Encoded(), &m)
+	for i := range m.Layers {
+		m.Layers[i].Annotations = nil
+	}
+	b := write(blob, m)
+	index.Manifests[0].Digest, index.Manifests[0].Size = digest.FromBytes(b), int64(len(b))
+	write(func([]byte) string { return "index.json" }, index)
 }
 
 // scriptLayout is "layout DIR ARCH... -- ROOT...": an OCI layout with an index

@@ -72,7 +72,7 @@ func (c *conversion) layer(ctx context.Context, j *job) error {
 		return c.exportLayer(ctx, j)
 	}
 	if isNative(j.desc.MediaType) {
-		return c.reuse(ctx, j)
+		return c.native(ctx, j)
 	}
 	if c.keep != nil {
 		j.key = keyOf(j, c.opts.Layer)
@@ -144,14 +144,33 @@ func (c *conversion) copyBlob(ctx context.Context, d ocispec.Descriptor, report 
 }
 
 // convert makes a native layer of a tar and puts it.
-func (c *conversion) convert(ctx context.Context, j *job) (err error) {
-	start := time.Now()
+func (c *conversion) convert(ctx context.Context, j *job) error {
 	rc, err := c.src.Open(ctx, j.desc)
 	if err != nil {
 		return err
 	}
 	in := newChecked(ctx, rc, j.desc, c.progress(j, Convert, j.desc.Size))
 	defer in.Close()
+	return c.make(ctx, j, in, func(res differ.Result, err error) error {
+		if verr := in.verify(err == nil); verr != nil {
+			return verr // a tar that makes no sense is only a consequence
+		}
+		if err != nil {
+			return err
+		}
+		for _, id := range j.diffIDs {
+			if id != res.TarDiffID {
+				return fmt.Errorf("its tar is %s, but the image's config says %s", res.TarDiffID, id)
+			}
+		}
+		return nil
+	})
+}
+
+// make makes a native layer of the tar that in gives and puts it. judge sees what
+// came of the tar first, and says whether it is believed.
+func (c *conversion) make(ctx context.Context, j *job, in io.Reader, judge func(differ.Result, error) error) (err error) {
+	start := time.Now()
 	dir := c.opts.WorkDir
 	if c.keep != nil {
 		dir = c.keep.dir // a file can be named only in its own file system
@@ -165,28 +184,22 @@ func (c *conversion) convert(ctx context.Context, j *job) (err error) {
 	cfg.Progress = nil
 	cfg.Implied = implied(ctx, j.below)
 	res, err := differ.Convert(ctx, in, blob, cfg)
-	if verr := in.verify(err == nil); verr != nil {
-		return verr // a tar that makes no sense is only a consequence
-	}
-	if err != nil {
+	if err := judge(res, err); err != nil {
 		return err
-	}
-	for _, id := range j.diffIDs {
-		if id != res.TarDiffID {
-			return fmt.Errorf("its tar is %s, but the image's config says %s", res.TarDiffID, id)
-		}
 	}
 	if err := j.dirs.keep(blob, res, cfg.Form); err != nil {
 		return err
 	}
 	d := res.Descriptor
 	j.result = LayerResult{
-		Source: j.desc.Digest, Digest: d.Digest, SourceSize: in.n, Size: d.Size, DiffID: res.DiffID,
+		Source: j.desc.Digest, Digest: d.Digest, SourceSize: j.desc.Size, Size: d.Size, DiffID: res.DiffID,
 		TarSize: res.TarSize, ImageSize: res.ImageSize, MetaSize: res.MetaSize, IndexSize: res.IndexSize, SpoolSize: res.SpoolSize,
 		VeritySize: res.VeritySize, Chunks: res.Chunks, Inodes: res.Inodes, desc: d,
 	}
-	if err := c.keep.save(j.key, blob, &record{Desc: d, TarDiffID: res.TarDiffID, Result: j.result}, j.dirs.meta); err != nil {
-		return err
+	if j.key != "" {
+		if err := c.keep.save(j.key, blob, &record{Desc: d, TarDiffID: res.TarDiffID, Result: j.result}, j.dirs.meta); err != nil {
+			return err
+		}
 	}
 	j.result.Existed, err = c.dst.Put(ctx, d, func(ctx context.Context) (io.ReadCloser, error) {
 		report := c.progress(j, Push, d.Size)

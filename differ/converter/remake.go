@@ -1,0 +1,56 @@
+package converter
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazyerofs/lazyerofs/differ"
+	"github.com/lazyerofs/lazyerofs/differ/converter/layertar"
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
+	"github.com/lazyerofs/lazyerofs/fs/erofs"
+)
+
+// hasIndex tells whether a native layer says where its chunk index is. Builders
+// that carry a layer over and write a manifest of their own, as BuildKit does, drop
+// the annotations that say it; other makers of EROFS have no index at all.
+func hasIndex(d ocispec.Descriptor) bool {
+	return d.Annotations[chunk.AnnotationIndexRange] != "" && d.Annotations[chunk.AnnotationIndexDigest] != ""
+}
+
+// native brings a layer to the target that is EROFS already: as it is, or, when it
+// could not be loaded lazily so, made anew. What the strict parser refuses is
+// carried over, for containerd may still mount it.
+func (c *conversion) native(ctx context.Context, j *job) error {
+	if c.opts.Open == nil || hasIndex(j.desc) {
+		return c.reuse(ctx, j)
+	}
+	err := c.remake(ctx, j)
+	var refused *erofs.RefusedError
+	if errors.As(err, &refused) {
+		c.warn("layer %s has no chunk index and cannot be given one, so that it is not loaded lazily: %v", j.desc.Digest, err)
+		return c.reuse(ctx, j)
+	}
+	return err
+}
+
+// remake converts the content of a native layer as if its tar had come.
+func (c *conversion) remake(ctx context.Context, j *job) (err error) {
+	data, err := c.opts.Open(ctx, j.desc) // which holds the blob against its digest
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, data.Close()) }()
+	r, w := io.Pipe()
+	var writer sync.WaitGroup
+	defer writer.Wait()
+	defer r.Close() // the writer must not wait for a reader that has given up
+	writer.Go(func() {
+		out := &countingWriter{w: w, report: c.packed(j, data.Tree)}
+		w.CloseWithError(layertar.Write(ctx, out, data.Tree, data.Data))
+	})
+	return c.make(ctx, j, r, func(_ differ.Result, err error) error { return err })
+}
