@@ -13,12 +13,16 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/remote"
 )
 
+// inspectFlags are the options of inspect.
+type inspectFlags struct {
+	hosts    remote.HostsConfig
+	platform string
+	diff     bool
+	asJSON   bool
+}
+
 func newInspectCmd() *cobra.Command {
-	var (
-		pull   registryFlags
-		asJSON bool
-		diff   bool
-	)
+	var o inspectFlags
 	cmd := &cobra.Command{
 		Use:   "inspect IMAGE | inspect --diff A B",
 		Short: "show how an image's layers are cut and what a kernel needs for them",
@@ -34,81 +38,75 @@ what a node that has A must still fetch and keep for all of B. Only indexes are 
   lazyerofs inspect oci:layout:lazy
   lazyerofs inspect --diff registry.example.com/app:1-lazy registry.example.com/app:2-lazy`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if diff {
+			if o.diff {
 				return cobra.ExactArgs(2)(cmd, args)
 			}
 			return cobra.ExactArgs(1)(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if diff {
-				return diffImages(cmd.Context(), &pull, args[0], args[1], asJSON, cmd.OutOrStdout())
+			if o.diff {
+				return diffImages(cmd.Context(), &o, args[0], args[1], cmd.OutOrStdout())
 			}
-			return inspectImage(cmd.Context(), &pull, args[0], asJSON, cmd.OutOrStdout())
+			return inspectImage(cmd.Context(), &o, args[0], cmd.OutOrStdout())
 		},
 	}
-	pull.add(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().BoolVar(&diff, "diff", false, "compare the chunks of two images")
+	addHosts(cmd, &o.hosts)
+	platformFlag(cmd, &o.platform)
+	cmd.Flags().BoolVar(&o.asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&o.diff, "diff", false, "compare the chunks of two images")
 	return cmd
 }
 
-func inspectImage(ctx context.Context, pull *registryFlags, ref string, asJSON bool, out io.Writer) (err error) {
-	img, err := openSubject(ctx, pull, ref)
+func inspectImage(ctx context.Context, o *inspectFlags, ref string, out io.Writer) (err error) {
+	img, src, err := openSubject(ctx, o, ref)
 	if err != nil {
 		return err
 	}
-	defer closeInto(&err, img)
-	report, err := inspect.Run(ctx, &img.Subject, all.All())
+	defer closeInto(&err, src)
+	report, err := inspect.Run(ctx, img, all.All())
 	if err != nil {
 		return err
 	}
-	if asJSON {
+	if o.asJSON {
 		return printJSON(out, report)
 	}
 	return report.Print(out)
 }
 
-func diffImages(ctx context.Context, pull *registryFlags, refA, refB string, asJSON bool, out io.Writer) (err error) {
-	a, err := openSubject(ctx, pull, refA)
+func diffImages(ctx context.Context, o *inspectFlags, refA, refB string, out io.Writer) (err error) {
+	a, srcA, err := openSubject(ctx, o, refA)
 	if err != nil {
 		return err
 	}
-	defer closeInto(&err, a)
-	b, err := openSubject(ctx, pull, refB)
+	defer closeInto(&err, srcA)
+	b, srcB, err := openSubject(ctx, o, refB)
 	if err != nil {
 		return err
 	}
-	defer closeInto(&err, b)
-	diff, err := inspect.Compare(ctx, &a.Subject, &b.Subject, all.All())
+	defer closeInto(&err, srcB)
+	diff, err := inspect.Compare(ctx, a, b, all.All())
 	if err != nil {
 		return err
 	}
-	if asJSON {
+	if o.asJSON {
 		return printJSON(out, diff)
 	}
 	return diff.Print(out)
 }
 
-// subject is an image to inspect and where it is.
-type subject struct {
-	inspect.Subject
-	*openedSource
-}
-
-// openSubject finds an image. Nothing that it holds needs a work directory: only
-// indexes and metadata are read.
-func openSubject(ctx context.Context, pull *registryFlags, ref string) (_ *subject, err error) {
-	platform, err := pull.wanted()
+// openSubject finds an image. Its blobs can be opened until src is closed. It needs no
+// work directory: only indexes and metadata are read.
+func openSubject(ctx context.Context, o *inspectFlags, ref string) (img *inspect.Subject, src *openedSource, err error) {
+	platform, err := onePlatform(o.platform)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	src, err := openSource(ref, remote.HostsConfig{CertsDir: pull.certsDir}, "")
+	if src, err = openSource(ref, o.hosts, ""); err != nil {
+		return nil, nil, err
+	}
+	picked, err := converter.Pick(ctx, src.Source, platform)
 	if err != nil {
-		return nil, err
+		return nil, nil, errors.Join(err, src.Close())
 	}
-	img, err := converter.Pick(ctx, src.Source, platform)
-	if err != nil {
-		return nil, errors.Join(err, src.Close())
-	}
-	return &subject{inspect.Subject{Ref: src.String(), Picked: *img, Open: src.layers.Blob}, src}, nil
+	return &inspect.Subject{Ref: src.String(), Picked: *picked, Open: src.layers.Blob}, src, nil
 }

@@ -23,15 +23,17 @@ func TestUsageErrorsExitWith2(t *testing.T) {
 		require.Equal(t, exitUsage, code, "%v", args)
 		require.Equal(t, 1, strings.Count(stderr, "\n"), "%v: %s", args, stderr)
 	}
+	for _, verb := range [][]string{{"mount", "localhost:1/x", t.TempDir()}, {"inspect", "localhost:1/x"}, {"merge", "localhost:1/x", "-o", "x"}} {
+		code, _, stderr := runCLI(append(verb, "--platform", "a/b/c/d")...)
+		require.Equal(t, exitUsage, code, "%v", verb)
+		require.Contains(t, stderr, "write it like linux/arm64")
+	}
 }
 
 func TestFailuresExitWith1AndOneSentence(t *testing.T) {
 	code, _, stderr := runCLI("inspect", "UPPER CASE")
 	require.Equal(t, exitError, code)
 	require.Contains(t, stderr, "not a usable image location: \"UPPER CASE\"")
-	code, _, stderr = runCLI("mount", "--platform", "a/b/c/d", "localhost:1/x", t.TempDir())
-	require.Equal(t, exitError, code)
-	require.Contains(t, stderr, "write it like linux/arm64")
 }
 
 func TestEveryCommandHasHelpWithExamplesAndCompletions(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/containerd/platforms"
 	"github.com/spf13/cobra"
 
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/merge"
@@ -48,7 +47,7 @@ devices for the others too: losetup --read-only --find --show DEVICE1.`,
 	addHosts(cmd, &o.hosts)
 	f.StringVarP(&o.output, "output", "o", "", "`file` to write")
 	f.StringVar(&o.data, "data", "", "also write the layers' image data into this `directory`")
-	f.StringVar(&o.platform, "platform", "", "`os/arch[/variant]` to choose from a multi-platform image (default this machine's)")
+	platformFlag(cmd, &o.platform)
 	f.StringVar(&o.workDir, "work-dir", "", "`directory` for temporary data (default $XDG_CACHE_HOME/lazyerofs/convert)")
 	f.BoolVar(&o.asJSON, "json", false, "print the result as JSON")
 	return cmd
@@ -58,13 +57,9 @@ func mergeImage(ctx context.Context, o *mergeFlags, from string, stdout io.Write
 	if o.output == "" {
 		return badUsage("--output FILE is missing")
 	}
-	c := merge.Config{Platform: platforms.DefaultSpec(), Output: o.output, DataDir: o.data}
-	if o.platform != "" {
-		list, err := parsePlatforms([]string{o.platform})
-		if err != nil {
-			return err
-		}
-		c.Platform = list[0]
+	c := merge.Config{Output: o.output, DataDir: o.data}
+	if c.Platform, err = onePlatform(o.platform); err != nil {
+		return err
 	}
 	work, _, err := workDirs(o.workDir)
 	if err != nil {

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/platforms"
@@ -19,30 +17,34 @@ type registryFlags struct {
 }
 
 func (r *registryFlags) add(cmd *cobra.Command) {
-	f := cmd.Flags()
-	f.StringVar(&r.certsDir, "hosts-dir", remote.DefaultCertsDir, "`directory` with HOST/hosts.toml, as containerd reads it")
-	f.StringVar(&r.platform, "platform", "", "`os/arch[/variant]` to choose from a multi-platform image (default this machine's)")
+	cmd.Flags().StringVar(&r.certsDir, "hosts-dir", remote.DefaultCertsDir, "`directory` with HOST/hosts.toml, as containerd reads it")
+	platformFlag(cmd, &r.platform)
 }
 
 // open returns the hosts, which the caller closes, and the platform.
 func (r *registryFlags) open() (*remote.HostSet, ocispec.Platform, error) {
-	platform, err := r.wanted()
+	platform, err := onePlatform(r.platform)
 	if err != nil {
 		return nil, platform, err
 	}
 	return remote.NewHosts(remote.HostsConfig{CertsDir: r.certsDir}), platform, nil
 }
 
-// wanted returns the platform.
-func (r *registryFlags) wanted() (ocispec.Platform, error) {
-	if r.platform == "" {
+// platformFlag adds the flag that chooses one platform's image.
+func platformFlag(cmd *cobra.Command, platform *string) {
+	cmd.Flags().StringVar(platform, "platform", "", "`os/arch[/variant]` to choose from a multi-platform image (default this machine's)")
+}
+
+// onePlatform reads what that flag was given.
+func onePlatform(flag string) (ocispec.Platform, error) {
+	if flag == "" {
 		return platforms.DefaultSpec(), nil
 	}
-	p, err := platforms.Parse(r.platform)
+	list, err := parsePlatforms([]string{flag})
 	if err != nil {
-		return p, fmt.Errorf("platform %q is not valid; write it like linux/arm64: %w", r.platform, err)
+		return ocispec.Platform{}, err
 	}
-	return p, nil
+	return list[0], nil
 }
 
 // addHosts adds the flags that say how registries are reached.

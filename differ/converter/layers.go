@@ -151,7 +151,7 @@ func (c *conversion) convert(ctx context.Context, j *job) error {
 	}
 	in := newChecked(ctx, rc, j.desc, c.progress(j, Convert, j.desc.Size))
 	defer in.Close()
-	return c.make(ctx, j, in, func(res differ.Result, err error) error {
+	return c.fromTar(ctx, j, in, func(res differ.Result, err error) error {
 		if verr := in.verify(err == nil); verr != nil {
 			return verr // a tar that makes no sense is only a consequence
 		}
@@ -167,9 +167,9 @@ func (c *conversion) convert(ctx context.Context, j *job) error {
 	})
 }
 
-// make makes a native layer of the tar that in gives and puts it. judge sees what
+// fromTar makes a native layer of the tar that in gives and puts it. judge sees what
 // came of the tar first, and says whether it is believed.
-func (c *conversion) make(ctx context.Context, j *job, in io.Reader, judge func(differ.Result, error) error) (err error) {
+func (c *conversion) fromTar(ctx context.Context, j *job, in io.Reader, judge func(differ.Result, error) error) (err error) {
 	start := time.Now()
 	dir := c.opts.WorkDir
 	if c.keep != nil {
@@ -196,7 +196,7 @@ func (c *conversion) make(ctx context.Context, j *job, in io.Reader, judge func(
 		TarSize: res.TarSize, ImageSize: res.ImageSize, MetaSize: res.MetaSize, IndexSize: res.IndexSize, SpoolSize: res.SpoolSize,
 		VeritySize: res.VeritySize, Chunks: res.Chunks, Inodes: res.Inodes, desc: d,
 	}
-	if j.key != "" {
+	if j.key != "" { // only what has the digest of a tar is kept
 		if err := c.keep.save(j.key, blob, &record{Desc: d, TarDiffID: res.TarDiffID, Result: j.result}, j.dirs.meta); err != nil {
 			return err
 		}

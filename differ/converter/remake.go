@@ -28,22 +28,20 @@ func (c *conversion) native(ctx context.Context, j *job) error {
 	if c.opts.Open == nil || hasIndex(j.desc) {
 		return c.reuse(ctx, j)
 	}
-	err := c.remake(ctx, j)
+	data, err := c.opts.Open(ctx, j.desc) // which holds the blob against its digest
 	var refused *erofs.RefusedError
 	if errors.As(err, &refused) {
 		c.warn("layer %s has no chunk index and cannot be given one, so that it is not loaded lazily: %v", j.desc.Digest, err)
 		return c.reuse(ctx, j)
 	}
-	return err
-}
-
-// remake converts the content of a native layer as if its tar had come.
-func (c *conversion) remake(ctx context.Context, j *job) (err error) {
-	data, err := c.opts.Open(ctx, j.desc) // which holds the blob against its digest
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, data.Close()) }()
+	return errors.Join(c.remake(ctx, j, data), data.Close())
+}
+
+// remake converts the content of a native layer as if its tar had come.
+func (c *conversion) remake(ctx context.Context, j *job, data *ImageData) error {
 	r, w := io.Pipe()
 	var writer sync.WaitGroup
 	defer writer.Wait()
@@ -52,5 +50,5 @@ func (c *conversion) remake(ctx context.Context, j *job) (err error) {
 		out := &countingWriter{w: w, report: c.packed(j, data.Tree)}
 		w.CloseWithError(layertar.Write(ctx, out, data.Tree, data.Data))
 	})
-	return c.make(ctx, j, r, func(_ differ.Result, err error) error { return err })
+	return c.fromTar(ctx, j, r, func(_ differ.Result, err error) error { return err })
 }
