@@ -64,6 +64,9 @@ func (f *fake) command() string {
 	f.t.Helper()
 	fds := []unix.PollFd{{Fd: int32(f.fd), Events: unix.POLLIN}}
 	n, err := unix.Poll(fds, int(wait.Milliseconds()))
+	for err == unix.EINTR { // the runtime's own signals; no poll(2) is restarted, see signal(7)
+		n, err = unix.Poll(fds, int(wait.Milliseconds()))
+	}
 	require.NoError(f.t, err)
 	require.Equal(f.t, 1, n, "the driver says nothing")
 	b := make([]byte, 256)

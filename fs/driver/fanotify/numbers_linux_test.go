@@ -54,11 +54,20 @@ func (s *shared) start(i int) {
 	}()
 }
 
+// await returns when there is an event. The runtime's own signals interrupt poll(2),
+// which is never restarted (signal(7)).
+func await(fds []unix.PollFd) error {
+	for {
+		if _, err := unix.Poll(fds, -1); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
 // take takes one event as the dead process did: into a slot, then its descriptor
 // is closed.
 func (s *shared) take(into *slot) {
-	_, err := unix.Poll([]unix.PollFd{{Fd: int32(s.group.fd), Events: unix.POLLIN}}, -1)
-	require.NoError(s, err)
+	require.NoError(s, await([]unix.PollFd{{Fd: int32(s.group.fd), Events: unix.POLLIN}}))
 	n, err := s.group.read(into.event())
 	require.NoError(s, err)
 	ev, _, err := next(into.event()[:n])

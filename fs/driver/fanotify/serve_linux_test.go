@@ -163,7 +163,7 @@ func TestHotPathAllocatesNothing(t *testing.T) {
 	const runs = 200
 	allocs := testing.AllocsPerRun(runs, func() {
 		ask <- struct{}{}
-		if _, err := unix.Poll(fds, -1); err == nil {
+		if err := await(fds); err == nil {
 			l.take()
 		}
 		<-asked
@@ -232,8 +232,7 @@ func TestAnswerNeverLeavesAReaderBlocked(t *testing.T) {
 			_, err := file.ReadAt(make([]byte, 10), 0)
 			done <- err
 		}()
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(g.fd), Events: unix.POLLIN}}, -1)
-		require.NoError(t, err)
+		require.NoError(t, await([]unix.PollFd{{Fd: int32(g.fd), Events: unix.POLLIN}}))
 		buf := make([]byte, eventLen)
 		n, err := g.read(buf)
 		require.NoError(t, err)
