@@ -1,6 +1,7 @@
 package differ
 
 import (
+	"crypto/sha256"
 	"fmt"
 
 	"github.com/klauspost/compress/zstd"
@@ -8,7 +9,7 @@ import (
 
 // codec compresses and decompresses chunks on one goroutine.
 type codec struct {
-	enc *zstd.Encoder // nil for Raw
+	enc *encoder // nil for Raw
 	dec *zstd.Decoder
 }
 
@@ -19,17 +20,9 @@ func newCodec(cfg Config) (*codec, error) {
 	if cfg.Form == Raw {
 		return &codec{}, nil
 	}
-	window := zstd.MinWindowSize
-	for int64(window) < cfg.ChunkSize && window < 8<<20 {
-		window *= 2
-	}
-	enc, err := zstd.NewWriter(nil,
-		zstd.WithEncoderConcurrency(1),
-		zstd.WithEncoderLevel(cfg.encoderLevel()),
-		zstd.WithEncoderCRC(false),
-		zstd.WithWindowSize(window))
+	enc, err := newEncoder(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("preparing zstd encoder: %w", err)
+		return nil, err
 	}
 	dec, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(1),
@@ -40,24 +33,29 @@ func newCodec(cfg Config) (*codec, error) {
 	return &codec{enc: enc, dec: dec}, nil
 }
 
-// encode appends the stored form of src to dst.
-func (c *codec) encode(dst, src []byte) []byte {
+// pack fills in the stored form of a chunk and its digest.
+func (c *codec) pack(j *job) (err error) {
 	if c.enc == nil {
-		return append(dst, src...)
+		j.store = append(j.store[:0], j.data...)
+	} else if j.store, err = c.enc.encode(j.store, j.data); err != nil {
+		return err
 	}
-	return c.enc.EncodeAll(src, dst)
+	j.sum = sha256.Sum256(j.store)
+	return nil
 }
 
-// decode appends the image data that src stores to dst.
-func (c *codec) decode(dst, src []byte) ([]byte, error) {
+// unpack fills in the image data of a chunk of which the stored form is there.
+func (c *codec) unpack(j *job) error {
 	if c.dec == nil {
-		return append(dst, src...), nil
+		j.data = append(j.data[:0], j.store...)
+		return nil
 	}
-	out, err := c.dec.DecodeAll(src, dst)
+	out, err := c.dec.DecodeAll(j.store, j.data[:0])
 	if err != nil {
-		return nil, fmt.Errorf("decompressing a spooled chunk: %w", err)
+		return fmt.Errorf("decompressing a spooled chunk: %w", err)
 	}
-	return out, nil
+	j.data = out
+	return nil
 }
 
 func (c *codec) close() {

@@ -5,7 +5,6 @@ import (
 	"os"
 	"runtime"
 
-	"github.com/klauspost/compress/zstd"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -132,9 +131,6 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	return c, nil
 }
-
-// encoderLevel maps the level of the zstd command line to the encoder's four.
-func (c Config) encoderLevel() zstd.EncoderLevel { return zstd.EncoderLevelFromZstd(c.Level) }
 
 // alignUp rounds n up to the next multiple of the block size.
 func alignUp(n int64) int64 { return (n + blockSize - 1) &^ (blockSize - 1) }

@@ -17,7 +17,8 @@ import (
 
 // Convert reads the tar of a layer (plain, gzip or zstd, whatever it is called)
 // from src to its end and writes the native layer blob to dst. The same tar and
-// the same options give the same bytes, on any number of workers.
+// the same options give the same bytes, on any number of workers, from every build
+// with the same ZstdEncoder.
 //
 // The data waits in unnamed files under cfg.SpoolDir; memory does not grow with
 // it, only with the number of files and chunks. When Convert returns, with or
@@ -56,28 +57,34 @@ func convert(ctx context.Context, in *input, st *store, dst io.Writer, cfg Confi
 	if err != nil {
 		return Result{}, err
 	}
-	res, err := writeBlob(ctx, ing, st, in.rawSum(), dst, cfg)
+	res, err := writeBlob(ctx, ing, st, dst, cfg, nil)
 	if err != nil {
 		return Result{}, err
 	}
 	res.TarDiffID, res.TarSize = in.digest(), in.n
+	res.SpoolSize = st.big.n + st.small.n
 	return res, nil
 }
 
-// writeBlob is the second pass: it lays out what ing and st took in and writes
-// the blob to dst. identity is what the image's UUID is made of.
-func writeBlob(ctx context.Context, ing *ingest, st *store, identity [sha256.Size]byte, dst io.Writer, cfg Config) (Result, error) {
+// writeBlob is the second pass: it lays out what ing took in, whose data is in data,
+// and writes the blob to dst. report, which may be nil, hears how much of the data has
+// been written.
+func writeBlob(ctx context.Context, ing *ingest, data dataSource, dst io.Writer, cfg Config, report func(done, of int64)) (Result, error) {
 	first := ing.recordsAt(cfg.First)
 	tree, err := ing.b.Tree()
 	if err != nil {
 		return Result{}, fmt.Errorf("building the file tree: %w", err)
 	}
-	p := planData(tree, st, first)
-	layout, err := newLayout(tree, identity)
+	p := planData(tree, data.files(), first)
+	layout, err := newLayout(tree)
 	if err != nil {
 		return Result{}, err
 	}
-	e := newEmitter(cfg, st, p, dst)
+	if err := identify(layout, p.size); err != nil {
+		return Result{}, err
+	}
+	e := newEmitter(cfg, data, p, dst)
+	e.report = report
 	if err := e.run(ctx, func(w io.Writer) error {
 		_, err := layout.WriteMeta(w, p.size)
 		return err
@@ -90,14 +97,25 @@ func writeBlob(ctx context.Context, ing *ingest, st *store, identity [sha256.Siz
 	return res, nil
 }
 
-// newLayout lays out an image of one device. Its identity comes from what it is
-// made of.
-func newLayout(t *erofs.Tree, sum [sha256.Size]byte) (*erofs.Layout, error) {
-	l, err := erofs.NewLayout(t, erofs.WriteOptions{UUID: uuidOf(sum), BlockBits: blockBits})
+// newLayout lays out an image of one device.
+func newLayout(t *erofs.Tree) (*erofs.Layout, error) {
+	l, err := erofs.NewLayout(t, erofs.WriteOptions{BlockBits: blockBits})
 	if err != nil {
 		return nil, fmt.Errorf("laying out the image: %w", err)
 	}
 	return l, nil
+}
+
+// identify gives an image with a data area of dataSize bytes a UUID made of all its
+// metadata, which is known before its data has been read. So images that differ in
+// nothing but bytes of files have the same; nothing tells them apart by it.
+func identify(l *erofs.Layout, dataSize int64) error {
+	h := sha256.New()
+	if _, err := l.WriteMeta(h, dataSize); err != nil {
+		return fmt.Errorf("making the image's UUID: %w", err)
+	}
+	l.SetUUID(uuidOf([sha256.Size]byte(h.Sum(nil))))
+	return nil
 }
 
 // uuidOf makes a UUID of the kind that is for anyone's own use (RFC 9562,
@@ -138,7 +156,6 @@ func (e *emitter) result() Result {
 		DiffID:    diffID,
 		ImageSize: e.imageOff,
 		IndexSize: e.indexSize,
-		SpoolSize: e.st.big.n + e.st.small.n,
 		Chunks:    e.index.Len(),
 	}
 	if e.verity != nil {

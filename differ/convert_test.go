@@ -184,16 +184,25 @@ func TestGolden(t *testing.T) {
 	src := mkTar(t, dir("etc"), file("etc/passwd", "root:x:0:0::/:/bin/sh\n"), file("big", text(1, 600000)),
 		symlink("bin", "usr/bin"), hardlink("etc/passwd-", "etc/passwd"), file(".wh.old", ""))
 	for _, tc := range []struct {
-		cfg  Config
-		want digest.Digest
+		cfg   Config
+		image digest.Digest
+		blob  map[string]digest.Digest // by ZstdEncoder
 	}{
-		{Config{}, "sha256:023e012e1c0c8310c54fe66585ef215514eda4fab042054ace9900e6157b5191"},
-		{Config{Form: Raw}, "sha256:02628b89f2fe1105cdefac872adf7eda0165bbfaf9cc5cfc402556675eac231e"},
-		{Config{Level: 9, ChunkSize: 64 << 10, First: []string{"etc/passwd"}}, "sha256:b699a684b1047e6bfec63aa5a312cff1982d4588ace059a0f181638b74ab1f30"},
+		{Config{}, "sha256:ef7eaf828c4fc257b1e16062e8d042c5d66dba95125b4a9a07ffb74bde315a09", map[string]digest.Digest{
+			"libzstd 1.5.7":      "sha256:26c06009b7a0caec92ef7512b5b1e045c8694cb630a1ef5a3e98b3eaf5d7bd30",
+			"klauspost/compress": "sha256:9636e4c0059947a0a8fd9bb82e4f984753699ff1343c3cc725e523450235238a",
+		}},
+		{Config{Level: 9, ChunkSize: 64 << 10, First: []string{"etc/passwd"}}, "sha256:4a964c23cf05cb516025d7a8c1791c3a1e4bb7c61dd2d1ef90e5a32703a27add", map[string]digest.Digest{
+			"libzstd 1.5.7":      "sha256:4c7175c66e786cb6411efbd5f1c9dc900d8ec4760f153dbf47f95279920557c6",
+			"klauspost/compress": "sha256:24a605550aa0fd248032eec8287b154862ce941d6835fbf4958d2aca7ef9153e",
+		}},
 	} {
 		res, _ := convertBytes(t, src, tc.cfg)
-		require.Equal(t, tc.want, res.Descriptor.Digest, "%+v", tc.cfg)
+		require.Equal(t, tc.image, res.DiffID, "%+v", tc.cfg)
+		require.Equal(t, tc.blob[ZstdEncoder], res.Descriptor.Digest, "%+v", tc.cfg)
 	}
+	res, _ := convertBytes(t, src, Config{Form: Raw})
+	require.EqualValues(t, "sha256:fe44bc88da5e47464c3323248265ec6b73b8481ceb453cd78f28889aba0ee00c", res.Descriptor.Digest)
 }
 
 func TestCompressedInput(t *testing.T) {

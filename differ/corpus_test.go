@@ -73,8 +73,7 @@ func theirs(t testing.TB, src []byte, lower string) (string, error) {
 // ours makes a layer in both ways: for a registry and beside a snapshot.
 func ours(t testing.TB, src []byte, lower string) (registry, local string, err error) {
 	t.Helper()
-	var out bytes.Buffer
-	res, err := Convert(t.Context(), bytes.NewReader(src), &out, Config{SpoolDir: t.TempDir(), Level: 1,
+	res, blob, err := convertTwice(t, src, Config{Level: 1,
 		Implied: func(p string) (erofs.Attr, bool) { a, ok := attrIn(lower, p); return a, ok && a.IsDir() }})
 	snaps := t.TempDir()
 	dir := filepath.Join(snaps, "2")
@@ -91,7 +90,7 @@ func ours(t testing.TB, src []byte, lower string) (registry, local string, err e
 		return "", "", err
 	}
 	require.NoError(t, aerr)
-	img := imageOf(t, out.Bytes(), res)
+	img := imageOf(t, blob, res)
 	_, err = erofs.Parse(bytes.NewReader(img), erofs.DefaultPolicy(int64(len(img))))
 	require.NoError(t, err, "the strict parser")
 	f, err := os.Open(filepath.Join(dir, LayerFile))

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"sync"
 
 	digest "github.com/opencontainers/go-digest"
 
@@ -19,11 +18,13 @@ import (
 // cores and writes them in order.
 type emitter struct {
 	cfg  Config
-	st   *store
+	data dataSource
 	plan *plan
 	pool *pool
 
-	// Owned by the pool's sink until it has ended.
+	report func(done, of int64) // of data; may be nil
+
+	// Owned by the pool's sinks until it has ended: imageSum by the second.
 	dst       io.Writer
 	blobSum   hash.Hash
 	imageSum  hash.Hash
@@ -43,13 +44,13 @@ type emitter struct {
 // chunkEnd is where a chunk ends in the image data and in the blob.
 type chunkEnd struct{ image, blob int64 }
 
-func newEmitter(cfg Config, st *store, p *plan, dst io.Writer) *emitter {
+func newEmitter(cfg Config, data dataSource, p *plan, dst io.Writer) *emitter {
 	codec := chunk.CodecZstd
 	if cfg.Form == Raw {
 		codec = chunk.CodecNone
 	}
 	return &emitter{
-		cfg: cfg, st: st, plan: p, dst: dst,
+		cfg: cfg, data: data, plan: p, dst: dst,
 		blobSum: sha256.New(), imageSum: sha256.New(),
 		index: chunk.NewIndexBuilder(codec, sha256.Size),
 	}
@@ -66,7 +67,7 @@ func (e *emitter) run(ctx context.Context, writeMeta func(io.Writer) error) (err
 		defer func() { err = errors.Join(err, builder.Close()) }()
 		load = e.loadHashed
 	}
-	e.pool = newPool(ctx, e.cfg, load, e.write)
+	e.pool = newPool(ctx, e.cfg, load, e.sinks()...)
 	err = e.feed(writeMeta)
 	if perr := e.pool.wait(); perr != nil {
 		return perr
@@ -91,15 +92,14 @@ func (e *emitter) feed(writeMeta func(io.Writer) error) error {
 	if m.cur != nil {
 		e.pool.submit(m.cur)
 	}
-	for _, p := range e.plan.pieces {
-		j, err := e.pool.get()
-		if err != nil {
-			return err
+	left := e.plan.pieces
+	return e.pool.feed(func(j *job) bool {
+		if len(left) == 0 {
+			return false
 		}
-		j.piece = p
-		e.pool.submit(j)
-	}
-	return nil
+		j.piece, left = left[0], left[1:]
+		return true
+	})
 }
 
 // metaWriter cuts metadata into chunks.
@@ -135,43 +135,23 @@ func (m *metaWriter) Write(p []byte) (int, error) {
 func (e *emitter) load(c *codec, j *job) error {
 	switch {
 	case j.piece.meta:
-	case j.piece.frame >= 0:
-		return e.loadFrame(c, j)
+	case j.piece.rec >= 0:
+		return e.data.chunk(c, j, &e.data.files().records[j.piece.rec], j.piece.from)
 	default:
 		if err := e.loadSmall(j); err != nil {
 			return err
 		}
 	}
-	j.store = c.encode(j.store[:0], j.data)
-	j.sum = sha256.Sum256(j.store)
-	return nil
-}
-
-// loadFrame reads a chunk of a big file back.
-func (e *emitter) loadFrame(c *codec, j *job) error {
-	f := &e.st.frames[j.piece.frame]
-	j.store = resize(j.store, f.stored)
-	if err := e.st.big.readFull(j.store, f.off, f.check); err != nil {
-		return err
-	}
-	j.sum = f.sum
-	var err error
-	if j.data, err = c.decode(j.data[:0], j.store); err != nil {
-		return err
-	}
-	if len(j.data) != f.data {
-		return fmt.Errorf("spooled chunk holds %d bytes instead of %d", len(j.data), f.data)
-	}
-	return nil
+	return c.pack(j)
 }
 
 func (e *emitter) loadSmall(j *job) error {
 	j.data = j.data[:0]
-	for _, f := range e.plan.smalls[j.piece.from:j.piece.to] {
-		at := len(j.data)
-		j.data = resize(j.data, at+int(alignUp(f.size)))
-		clear(j.data[at+int(f.size):])
-		if err := e.st.small.readFull(j.data[at:at+int(f.size)], f.off, f.check); err != nil {
+	for _, rec := range e.plan.smalls[j.piece.from:j.piece.to] {
+		at, size := len(j.data), e.data.files().records[rec].size
+		j.data = resize(j.data, at+int(alignUp(size)))
+		clear(j.data[at+int(size):])
+		if err := e.data.smallFile(j.data[at:at+int(size)], rec); err != nil {
 			return err
 		}
 	}
@@ -186,12 +166,12 @@ func resize(b []byte, n int) []byte {
 	return append(b, make([]byte, n-len(b))...)
 }
 
-// write runs on the pool's sink.
+// write is the first of the pool's sinks.
 func (e *emitter) write(j *job) error {
 	if err := e.index.Add(e.blobOff, e.imageOff, j.sum[:]); err != nil {
 		return err
 	}
-	if err := e.store(j); err != nil {
+	if err := e.put(j.store); err != nil {
 		return err
 	}
 	e.imageOff += int64(len(j.data))
@@ -205,23 +185,28 @@ func (e *emitter) write(j *job) error {
 		e.metaEnd = end
 		return nil
 	}
+	if e.report != nil {
+		e.report(e.imageOff-e.metaEnd.image, e.plan.size)
+	}
 	if e.dataSeen++; e.dataSeen == e.plan.prefetch {
 		e.firstEnd = end
 	}
 	return nil
 }
 
-// store appends a chunk to the blob, and to the digest of the image meanwhile: both
-// go through every byte in order, which no number of cores makes faster.
-func (e *emitter) store(j *job) error {
+// sinks are what goes through every byte in order, which no number of cores makes
+// faster. The digest of the image is as much work as all the rest.
+func (e *emitter) sinks() []func(*job) error {
 	if e.cfg.Form == Raw {
-		return e.put(j.store)
+		return []func(*job) error{e.write}
 	}
-	var image sync.WaitGroup
-	image.Go(func() { e.imageSum.Write(j.data) })
-	err := e.put(j.store)
-	image.Wait()
-	return err
+	return []func(*job) error{e.write, e.digestImage}
+}
+
+// digestImage is the second sink.
+func (e *emitter) digestImage(j *job) error {
+	e.imageSum.Write(j.data)
+	return nil
 }
 
 // put appends p to the blob.

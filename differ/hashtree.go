@@ -2,7 +2,6 @@ package differ
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -78,11 +77,16 @@ func (w *treeWriter) flush() error {
 	if len(w.j.data) == 0 {
 		return nil
 	}
-	w.j.store = w.c.encode(w.j.store[:0], w.j.data)
-	w.j.sum = sha256.Sum256(w.j.store)
-	err := w.e.write(&w.j)
+	if err := w.c.pack(&w.j); err != nil {
+		return err
+	}
+	for _, sink := range w.e.sinks() {
+		if err := sink(&w.j); err != nil {
+			return err
+		}
+	}
 	w.j.data = w.j.data[:0]
-	return err
+	return nil
 }
 
 // addTree appends the hash tree of the image in f, which is to become LayerFile in

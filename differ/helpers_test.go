@@ -101,11 +101,28 @@ func text(seed uint64, n int) string {
 // convertBytes converts a tar and returns the blob.
 func convertBytes(t testing.TB, src []byte, cfg Config) (Result, []byte) {
 	t.Helper()
-	cfg.SpoolDir = t.TempDir()
-	var out bytes.Buffer
-	res, err := Convert(t.Context(), bytes.NewReader(src), &out, cfg)
+	res, blob, err := convertTwice(t, src, cfg)
 	require.NoError(t, err)
-	return res, out.Bytes()
+	return res, blob
+}
+
+// convertTwice converts a tar as a stream and as a file. Nothing but the spool tells
+// which it was.
+func convertTwice(t testing.TB, src []byte, cfg Config) (Result, []byte, error) {
+	t.Helper()
+	cfg.SpoolDir = t.TempDir()
+	var out, outAt bytes.Buffer
+	res, err := Convert(t.Context(), bytes.NewReader(src), &out, cfg)
+	at, errAt := ConvertAt(t.Context(), bytes.NewReader(src), int64(len(src)), &outAt, cfg)
+	if err != nil {
+		require.EqualError(t, errAt, err.Error())
+		return res, nil, err
+	}
+	require.NoError(t, errAt)
+	require.True(t, bytes.Equal(out.Bytes(), outAt.Bytes()), "the same layer")
+	at.SpoolSize = res.SpoolSize
+	require.Equal(t, res, at)
+	return res, out.Bytes(), nil
 }
 
 // imageOf decodes a whole blob as any zstd decoder does.

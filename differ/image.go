@@ -3,7 +3,6 @@ package differ
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
@@ -196,10 +195,10 @@ func (s *imageSink) place(t *erofs.Tree, owners []owner, gap int64) {
 
 // finish writes the metadata of t into the room before the data. What is left of
 // the room is a hole that no file has; what is missing is made by moving the data.
-func (s *imageSink) finish(t *erofs.Tree, sum [sha256.Size]byte) error {
+func (s *imageSink) finish(t *erofs.Tree) error {
 	owners := ownersIn(t)
 	s.place(t, owners, 0)
-	layout, err := newLayout(t, sum)
+	layout, err := newLayout(t)
 	if err != nil {
 		return err
 	}
@@ -210,7 +209,7 @@ func (s *imageSink) finish(t *erofs.Tree, sum [sha256.Size]byte) error {
 	}
 	if gap > 0 {
 		s.place(t, owners, gap)
-		if layout, err = newLayout(t, sum); err != nil {
+		if layout, err = newLayout(t); err != nil {
 			return err
 		}
 	}
@@ -221,6 +220,9 @@ func (s *imageSink) finish(t *erofs.Tree, sum [sha256.Size]byte) error {
 		if err := insertFront(s.w.f, -gap, s.w.n); err != nil {
 			return fmt.Errorf("making room for metadata in the layer file: %w", err)
 		}
+	}
+	if err := identify(layout, data+max(gap, 0)); err != nil {
+		return err
 	}
 	if _, err := layout.WriteMeta(io.NewOffsetWriter(s.w.f, 0), data+max(gap, 0)); err != nil {
 		return fmt.Errorf("writing metadata: %w", err)
@@ -262,7 +264,7 @@ func convertTar(ctx context.Context, u *unpacking, in *input) (ocispec.Descripto
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("building the file tree: %w", err)
 	}
-	if err := sink.finish(tree, in.rawSum()); err != nil {
+	if err := sink.finish(tree); err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: in.digest(), Size: in.n}, nil

@@ -43,18 +43,25 @@ const (
 // types are often wrong about it. Call close when done, also after an error.
 func openInput(ctx context.Context, src io.Reader, progress func(int64)) (*input, error) {
 	br := bufio.NewReaderSize(src, aheadLen)
-	magic, err := br.Peek(4)
+	magic, err := br.Peek(magicLen)
 	if err != nil && err != io.EOF {
 		return nil, readError("reading layer", err)
 	}
-	how := asIs
+	return openAs(ctx, br, compressionOf(magic), progress)
+}
+
+// magicLen is how many bytes of a layer tell how it is compressed.
+const magicLen = 4
+
+// compressionOf looks at the first magicLen bytes of a layer.
+func compressionOf(magic []byte) compression {
 	switch {
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		how = gzipStream
+		return gzipStream
 	case isZstd(magic):
-		how = zstdStream
+		return zstdStream
 	}
-	return openAs(ctx, br, how, progress)
+	return asIs
 }
 
 // openAs is openInput for a stream of which that is known. What is compressed is
@@ -100,7 +107,7 @@ func decompress(src io.Reader, how compression) (io.Reader, func(), error) {
 
 // isZstd reports whether a stream starts with a zstd frame or a skippable one.
 func isZstd(magic []byte) bool {
-	if len(magic) < 4 {
+	if len(magic) < magicLen {
 		return false
 	}
 	return bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
@@ -147,10 +154,4 @@ func (in *input) drain() error {
 // digest returns the digest of the whole stream, after drain.
 func (in *input) digest() digest.Digest {
 	return digest.NewDigest(digest.SHA256, in.sum)
-}
-
-// rawSum returns the SHA-256 of the whole stream, after drain.
-func (in *input) rawSum() (sum [sha256.Size]byte) {
-	in.sum.Sum(sum[:0])
-	return sum
 }

@@ -6,26 +6,18 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
-// small is a file in a shared chunk: where its data waits, padded to the block
-// size when it is placed.
-type small struct {
-	off   int64
-	size  int64
-	check uint64
-}
-
-// piece is one chunk of file data in the order of the image: a frame that is
-// already compressed, or small files that share a chunk.
+// piece is one chunk of file data in the order of the image: one of a big file, or
+// small files that share a chunk.
 type piece struct {
-	frame    int // index in store.frames; -1 for a shared chunk
-	from, to int // range in plan.smalls
+	rec      int // record of the big file; -1 for a shared chunk
+	from, to int // number of the chunk in the file; range in plan.smalls
 	meta     bool
 }
 
 // plan is the data area: what comes where.
 type plan struct {
 	pieces   []piece
-	smalls   []small
+	smalls   []int // records, padded to the block size when they are placed
 	size     int64 // length of the data area in bytes
 	prefetch int   // the first so many pieces hold the files of Config.First
 }
@@ -34,7 +26,7 @@ type plan struct {
 // area.
 type planner struct {
 	plan
-	st   *store
+	data *catalog
 	tree *erofs.Tree
 	from int           // smalls[from:] wait in the open shared chunk
 	fill int64         // its length so far
@@ -46,8 +38,8 @@ type planner struct {
 // planData decides the order of all file data and tells the tree: first the
 // files whose records are listed, then the others by their first path, which is
 // the order of inode numbers.
-func planData(t *erofs.Tree, st *store, first []int) *plan {
-	p := &planner{st: st, tree: t}
+func planData(t *erofs.Tree, data *catalog, first []int) *plan {
+	p := &planner{data: data, tree: t}
 	front := inodesOf(t, first)
 	done := make(map[erofs.Inode]bool, len(front))
 	for _, i := range front {
@@ -95,7 +87,8 @@ func inodesOf(t *erofs.Tree, records []int) []erofs.Inode {
 // that shared chunks do not end early wherever a big file lies between small
 // ones.
 func (p *planner) add(i erofs.Inode) {
-	rec := &p.st.records[recordOf(p.tree.Extents(i))]
+	k := recordOf(p.tree.Extents(i))
+	rec := &p.data.records[k]
 	if rec.big && len(p.at) == 0 {
 		p.placeBig(i)
 		return
@@ -105,10 +98,10 @@ func (p *planner) add(i erofs.Inode) {
 		return
 	}
 	n := alignUp(rec.size)
-	if p.fill+n > p.st.cfg.ChunkSize {
+	if p.fill+n > p.data.chunkSize {
 		p.cut()
 	}
-	p.smalls = append(p.smalls, small{off: rec.off, size: rec.size, check: rec.check})
+	p.smalls = append(p.smalls, k)
 	p.at = append(p.at, i)
 	p.fill += n
 }
@@ -116,11 +109,11 @@ func (p *planner) add(i erofs.Inode) {
 // cut ends the open shared chunk and places it and the big files that waited.
 func (p *planner) cut() {
 	if len(p.at) > 0 {
-		p.pieces = append(p.pieces, piece{frame: -1, from: p.from, to: len(p.smalls)})
+		p.pieces = append(p.pieces, piece{rec: -1, from: p.from, to: len(p.smalls)})
 		for k, i := range p.at {
-			f := p.smalls[p.from+k]
-			p.tree.SetExtents(i, []erofs.Extent{{Len: f.size, Addr: p.size}})
-			p.size += alignUp(f.size)
+			size := p.data.records[p.smalls[p.from+k]].size
+			p.tree.SetExtents(i, []erofs.Extent{{Len: size, Addr: p.size}})
+			p.size += alignUp(size)
 		}
 	}
 	p.from, p.fill, p.at = len(p.smalls), 0, p.at[:0]
@@ -131,13 +124,14 @@ func (p *planner) cut() {
 }
 
 func (p *planner) placeBig(i erofs.Inode) {
-	rec := &p.st.records[recordOf(p.tree.Extents(i))]
-	p.ext = extentsOf(p.ext[:0], p.st.runs[rec.run:rec.run+rec.runs], rec.size, p.size)
+	r := recordOf(p.tree.Extents(i))
+	rec := &p.data.records[r]
+	p.ext = extentsOf(p.ext[:0], p.data.runs[rec.run:rec.run+rec.runs], rec.size, p.size)
 	p.tree.SetExtents(i, slices.Clone(p.ext))
-	for k := range rec.nfr {
-		p.pieces = append(p.pieces, piece{frame: rec.frame + k})
-		p.size += int64(p.st.frames[rec.frame+k].data)
+	for k := range p.data.chunks(rec) {
+		p.pieces = append(p.pieces, piece{rec: r, from: k})
 	}
+	p.size += alignUp(rec.stored)
 }
 
 // extentsOf appends to dst the extents of a file of which runs are stored from

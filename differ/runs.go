@@ -46,15 +46,21 @@ func scanRuns(ctx context.Context, r io.Reader, size int64, buf []byte, runs []r
 		if err != nil {
 			return runs, err
 		}
-		switch {
-		case !stored:
-		case len(runs) > first && runs[len(runs)-1].off+runs[len(runs)-1].len == off:
-			runs[len(runs)-1].len += n
-		default:
-			runs = append(runs, run{off: off, len: n})
+		if stored {
+			runs = appendRun(runs, first, off, n)
 		}
 	}
 	return runs, nil
+}
+
+// appendRun appends the next n bytes that a file stores, which go with those before
+// them if nothing is between. The file's own runs begin at first.
+func appendRun(runs []run, first int, off, n int64) []run {
+	if k := len(runs) - 1; k >= first && runs[k].off+runs[k].len == off {
+		runs[k].len += n
+		return runs
+	}
+	return append(runs, run{off: off, len: n})
 }
 
 // scanUnit reads n bytes and emits them unless all are zero. Zeros are only

@@ -23,11 +23,11 @@ func TestSpoolThatGivesOtherBytes(t *testing.T) {
 			require.NoError(t, st.finish())
 
 			p, s := &plan{}, st.big
-			j := &job{piece: piece{frame: 0}}
-			if rec := st.records[0]; !rec.big {
+			j := &job{}
+			if !st.records[0].big {
 				s = st.small
-				p.smalls = []small{{off: rec.off, size: rec.size, check: rec.check}}
-				j.piece = piece{frame: -1, to: 1}
+				p.smalls = []int{0}
+				j.piece = piece{rec: -1, to: 1}
 			}
 			c, err := newCodec(cfg)
 			require.NoError(t, err)

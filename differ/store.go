@@ -4,50 +4,36 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/cespare/xxhash/v2"
 )
-
-// record says where the data of one regular file waits for the second pass. A
-// big file, of at least one chunk, is already in chunks of its own; a small one
-// is a run of the spool of small files.
-type record struct {
-	size  int64
-	off   int64  // small: in the spool of small files
-	check uint64 // small: xxHash64 of the data
-	run   int    // big: its runs and its frames begin here
-	runs  int
-	frame int
-	nfr   int
-	big   bool
-}
-
-// frame is the stored form of one chunk of a big file.
-type frame struct {
-	off    int64 // in the spool of frames
-	stored int
-	data   int    // image data, padded to the block size
-	check  uint64 // xxHash64 of the stored form
-	sum    [sha256.Size]byte
-}
 
 // store takes the data of all files in the first pass. It keeps nothing of it in
 // memory: 64 bytes for a chunk and as many for a file. Both have a checksum, for what
 // comes back from the disk gets digests that everybody believes; it need not be
 // one that withstands malice, and a tenth of the time of SHA-256 matters.
 type store struct {
-	cfg     Config
-	small   *spool
-	big     *spool
-	pool    *pool
-	cur     *job // chunk that is being filled
-	records []record
-	runs    []run
-	frames  []frame // written by the pool until finish
-	cut     int     // frames submitted
-	buf     []byte
-	check   xxhash.Digest
+	catalog
+	cfg    Config
+	small  *spool
+	big    *spool
+	pool   *pool
+	cur    *job      // chunk that is being filled
+	frames []spooled // written by the pool until finish
+	cut    int       // chunks submitted
+	buf    []byte
+	check  xxhash.Digest
+}
+
+// spooled is the stored form of one chunk of a big file.
+type spooled struct {
+	off    int64 // in the spool of frames
+	stored int
+	data   int    // image data, padded to the block size
+	check  uint64 // xxHash64 of the stored form
+	sum    [sha256.Size]byte
 }
 
 func newStore(ctx context.Context, cfg Config) (*store, error) {
@@ -59,7 +45,7 @@ func newStore(ctx context.Context, cfg Config) (*store, error) {
 	if err != nil {
 		return nil, errors.Join(err, small.Close())
 	}
-	s := &store{cfg: cfg, small: small, big: big, buf: make([]byte, scanLen)}
+	s := &store{catalog: catalog{chunkSize: cfg.ChunkSize}, cfg: cfg, small: small, big: big, buf: make([]byte, scanLen)}
 	s.pool = newPool(ctx, cfg, s.encode, s.keep)
 	return s, nil
 }
@@ -67,7 +53,7 @@ func newStore(ctx context.Context, cfg Config) (*store, error) {
 // put takes the size bytes of a file from r and returns the number of its
 // record. size is not 0.
 func (s *store) put(ctx context.Context, r io.Reader, size int64) (int, error) {
-	rec := record{size: size, big: size >= s.cfg.ChunkSize}
+	rec := record{size: size, big: s.isBig(size)}
 	var err error
 	if rec.big {
 		err = s.putBig(ctx, &rec, r)
@@ -106,7 +92,7 @@ func (s *store) putBig(ctx context.Context, rec *record, r io.Reader) error {
 	if err := s.cutTail(); err != nil {
 		return err
 	}
-	rec.runs, rec.nfr = len(s.runs)-rec.run, s.cut-rec.frame
+	s.endRuns(rec)
 	return nil
 }
 
@@ -148,16 +134,36 @@ func (s *store) submit() {
 
 // encode runs on the pool's workers.
 func (s *store) encode(c *codec, j *job) error {
-	j.store = c.encode(j.store[:0], j.data)
-	j.sum = sha256.Sum256(j.store)
-	return nil
+	return c.pack(j)
 }
 
 // keep runs on the pool's sink.
 func (s *store) keep(j *job) error {
-	s.frames = append(s.frames, frame{off: s.big.n, stored: len(j.store), data: len(j.data), check: xxhash.Sum64(j.store), sum: j.sum})
+	s.frames = append(s.frames, spooled{off: s.big.n, stored: len(j.store), data: len(j.data), check: xxhash.Sum64(j.store), sum: j.sum})
 	_, err := s.big.Write(j.store)
 	return err
+}
+
+// chunk implements dataSource: it reads back what was compressed.
+func (s *store) chunk(c *codec, j *job, rec *record, k int) error {
+	f := &s.frames[rec.frame+k]
+	j.store = resize(j.store, f.stored)
+	if err := s.big.readFull(j.store, f.off, f.check); err != nil {
+		return err
+	}
+	j.sum = f.sum
+	if err := c.unpack(j); err != nil {
+		return err
+	}
+	if len(j.data) != f.data {
+		return fmt.Errorf("spooled chunk holds %d bytes instead of %d", len(j.data), f.data)
+	}
+	return nil
+}
+
+// smallFile implements dataSource.
+func (s *store) smallFile(p []byte, rec int) error {
+	return s.small.readFull(p, s.records[rec].off, s.records[rec].check)
 }
 
 // finish ends the first pass and makes the spools readable. It must be called

@@ -27,7 +27,8 @@ type ingest struct {
 	b       *erofs.Builder
 	sink    dataSink
 	implied func(string) (erofs.Attr, bool)
-	targets map[erofs.Inode]string // of symbolic links
+	each    func(*tar.Header) error // may be nil; sees every header first
+	targets map[erofs.Inode]string  // of symbolic links
 	marks   marks
 	links   []hardLink
 	owners  []erofs.Inode // of records, by their numbers
@@ -61,6 +62,11 @@ func (t *ingest) run(ctx context.Context, r io.Reader) error {
 		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) { // judged by cleanName
 			return readError(fmt.Sprintf("reading entry %d of the tar", n+1), err)
+		}
+		if t.each != nil {
+			if err := t.each(hdr); err != nil {
+				return err
+			}
 		}
 		if err := t.entry(ctx, hdr, tr); err != nil {
 			return err

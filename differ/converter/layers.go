@@ -145,31 +145,40 @@ func (c *conversion) copyBlob(ctx context.Context, d ocispec.Descriptor, report 
 
 // convert makes a native layer of a tar and puts it.
 func (c *conversion) convert(ctx context.Context, j *job) error {
+	if ra := c.plainTar(ctx, j.desc); ra != nil {
+		defer ra.Close()
+		return c.convertAt(ctx, j, ra)
+	}
 	rc, err := c.src.Open(ctx, j.desc)
 	if err != nil {
 		return err
 	}
 	in := newChecked(ctx, rc, j.desc, c.progress(j, Convert, j.desc.Size))
 	defer in.Close()
-	return c.fromTar(ctx, j, in, func(res differ.Result, err error) error {
+	return c.fromTar(ctx, j, func(dst io.Writer, cfg differ.Config) (differ.Result, error) {
+		res, err := differ.Convert(ctx, in, dst, cfg)
 		if verr := in.verify(err == nil); verr != nil {
-			return verr // a tar that makes no sense is only a consequence
+			return res, verr // a tar that makes no sense is only a consequence
 		}
 		if err != nil {
-			return err
+			return res, err
 		}
-		for _, id := range j.diffIDs {
-			if id != res.TarDiffID {
-				return fmt.Errorf("its tar is %s, but the image's config says %s", res.TarDiffID, id)
-			}
-		}
-		return nil
+		return res, j.claimed(res.TarDiffID)
 	})
 }
 
-// fromTar makes a native layer of the tar that in gives and puts it. judge sees what
-// came of the tar first, and says whether it is believed.
-func (c *conversion) fromTar(ctx context.Context, j *job, in io.Reader, judge func(differ.Result, error) error) (err error) {
+// claimed holds the digest of a tar against what configs say.
+func (j *job) claimed(tar digest.Digest) error {
+	for _, id := range j.diffIDs {
+		if id != tar {
+			return fmt.Errorf("its tar is %s, but the image's config says %s", tar, id)
+		}
+	}
+	return nil
+}
+
+// fromTar puts the native layer that makeIt makes of a tar.
+func (c *conversion) fromTar(ctx context.Context, j *job, makeIt func(io.Writer, differ.Config) (differ.Result, error)) (err error) {
 	start := time.Now()
 	dir := c.opts.WorkDir
 	if c.keep != nil {
@@ -183,8 +192,8 @@ func (c *conversion) fromTar(ctx context.Context, j *job, in io.Reader, judge fu
 	cfg := c.opts.Layer
 	cfg.Progress = nil
 	cfg.Implied = implied(ctx, j.below)
-	res, err := differ.Convert(ctx, in, blob, cfg)
-	if err := judge(res, err); err != nil {
+	res, err := makeIt(blob, cfg)
+	if err != nil {
 		return err
 	}
 	if err := j.dirs.keep(blob, res, cfg.Form); err != nil {
@@ -273,7 +282,7 @@ func (c *checked) verify(whole bool) error {
 		return fmt.Errorf("more bytes came than the %d of its descriptor", c.desc.Size)
 	}
 	if c.n != c.desc.Size || !c.sum.Verified() {
-		return errors.New("the bytes that came do not match its digest")
+		return errOtherBytes
 	}
 	return nil
 }

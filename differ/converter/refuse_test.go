@@ -81,6 +81,9 @@ func TestUntruths(t *testing.T) {
 		"layer changed": {func(p *parts) {
 			p.l.write("blobs/sha256/"+p.layers[0].Digest.Encoded(), append(plain[:len(plain)-1:len(plain)-1], 1))
 		}, "do not match its digest"},
+		"header changed": {func(p *parts) {
+			p.l.write("blobs/sha256/"+p.layers[0].Digest.Encoded(), append([]byte("X"), plain[1:]...))
+		}, "do not match its digest"},
 		"layer cut": {func(p *parts) {
 			p.l.write("blobs/sha256/"+p.layers[0].Digest.Encoded(), plain[:700])
 		}, "do not match its digest"},

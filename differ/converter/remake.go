@@ -50,5 +50,7 @@ func (c *conversion) remake(ctx context.Context, j *job, data *ImageData) error 
 		out := &countingWriter{w: w, report: c.packed(j, data.Tree)}
 		w.CloseWithError(layertar.Write(ctx, out, data.Tree, data.Data))
 	})
-	return c.fromTar(ctx, j, r, func(_ differ.Result, err error) error { return err })
+	return c.fromTar(ctx, j, func(dst io.Writer, cfg differ.Config) (differ.Result, error) {
+		return differ.Convert(ctx, r, dst, cfg)
+	})
 }

@@ -97,6 +97,9 @@ func (l *Layout) MetaSize() int64 { return l.metaSize }
 // BlockSize is the block size in bytes.
 func (l *Layout) BlockSize() int64 { return l.block }
 
+// SetUUID replaces the UUID that the options gave.
+func (l *Layout) SetUUID(u [16]byte) { l.o.UUID = u }
+
 func (l *Layout) checkDevices() error {
 	if len(l.o.Devices) > math.MaxUint16-1 {
 		return fmt.Errorf("%d devices, EROFS allows %d: %w", len(l.o.Devices), math.MaxUint16-1, fs.ErrInvalid)

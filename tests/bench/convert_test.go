@@ -129,7 +129,7 @@ func TestSpending(t *testing.T) {
 		}
 		p.Sample = append(p.Sample, s)
 	}
-	sample(4e9, "runtime.memmove", "github.com/klauspost/compress/zstd.(*Encoder).EncodeAll", ours+"(*codec).encode", ours+"(*pool).run")
+	sample(4e9, "runtime.memmove", "github.com/klauspost/compress/zstd.(*Encoder).EncodeAll", ours+"(*encoder).encode", ours+"(*pool).run")
 	sample(3e9, "crypto/internal/fips140/sha256.blockSHANI", ours+"(*emitter).put")
 	sample(2e9, "internal/runtime/syscall/linux.Syscall6", ours+"(*spool).Write", ours+"(*store).putSmall")
 	sample(1e9, "runtime.goexit")

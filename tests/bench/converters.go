@@ -129,7 +129,11 @@ func convertLayer(ctx context.Context, j layerJob) (_ differ.Result, err error) 
 		}
 		defer pprof.StopCPUProfile()
 	}
-	return differ.Convert(ctx, in, out, differ.Config{Form: j.Form, Level: j.Level, SpoolDir: j.Spool})
+	st, err := in.Stat()
+	if err != nil {
+		return differ.Result{}, fmt.Errorf("looking at the layer: %w", err)
+	}
+	return differ.ConvertAt(ctx, in, st.Size(), out, differ.Config{Form: j.Form, Level: j.Level, SpoolDir: j.Spool})
 }
 
 func ours(name string, form differ.Form) func(context.Context, conversion) ([]outcome, error) {

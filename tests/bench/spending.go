@@ -46,15 +46,15 @@ var parts = []part{
 	{"decompress input", []string{"github.com/klauspost/compress/flate.", "github.com/klauspost/compress/gzip.", "github.com/lazyerofs/lazyerofs/differ.openInput"}},
 	{"receive blob", []string{"google.golang.org/grpc", "github.com/containerd/containerd/v2/core/content/proxy."}},
 	{"write layer", []string{"github.com/lazyerofs/lazyerofs/differ.(*sparseWriter)", "github.com/lazyerofs/lazyerofs/differ.writeLayer"}},
-	{"compress", []string{"github.com/lazyerofs/lazyerofs/differ.(*codec).encode"}},
-	{"decompress again", []string{"github.com/lazyerofs/lazyerofs/differ.(*codec).decode"}},
+	{"compress", []string{"github.com/lazyerofs/lazyerofs/differ.(*encoder).encode"}},
+	{"decompress again", []string{"github.com/lazyerofs/lazyerofs/differ.(*codec).unpack"}},
 	{"write spool", []string{"github.com/lazyerofs/lazyerofs/differ.(*spool).Write", "github.com/lazyerofs/lazyerofs/differ.(*spool).flush"}},
 	{"read spool", []string{"github.com/lazyerofs/lazyerofs/differ.(*spool).readFull"}},
 	{"write blob", []string{"github.com/lazyerofs/lazyerofs/differ.(*emitter).put"}},
 	{"index", []string{"github.com/lazyerofs/lazyerofs/fs/chunk."}},
 	{"metadata", []string{"github.com/lazyerofs/lazyerofs/fs/erofs.", "github.com/lazyerofs/lazyerofs/differ.planData"}},
-	{"read tar", []string{"github.com/lazyerofs/lazyerofs/differ.(*input)", "archive/tar.", "github.com/lazyerofs/lazyerofs/differ.(*ingest)"}},
-	{"fill chunks", []string{"github.com/lazyerofs/lazyerofs/differ.(*store)", "github.com/lazyerofs/lazyerofs/differ.(*emitter)", "github.com/lazyerofs/lazyerofs/differ.scan"}},
+	{"read tar", []string{"github.com/lazyerofs/lazyerofs/differ.(*input)", "archive/tar.", "github.com/lazyerofs/lazyerofs/differ.(*ingest)", "github.com/lazyerofs/lazyerofs/differ.(*window)", "github.com/lazyerofs/lazyerofs/differ.(*sweep)"}},
+	{"fill chunks", []string{"github.com/lazyerofs/lazyerofs/differ.(*store)", "github.com/lazyerofs/lazyerofs/differ.(*direct)", "github.com/lazyerofs/lazyerofs/differ.(*emitter)", "github.com/lazyerofs/lazyerofs/differ.scan"}},
 }
 
 // partOf finds the part that a sample belongs to.

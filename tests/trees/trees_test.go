@@ -40,8 +40,12 @@ func checkLayer(t *testing.T, img *testenv.Image, layer ocispec.Descriptor) {
 
 	encoded := filepath.Join(dir, "layer")
 	first := convert(t, blob, encoded, differ.Config{})
-	again := convert(t, blob, filepath.Join(dir, "again"), differ.Config{Workers: 1})
-	require.Equal(t, first.Descriptor, again.Descriptor, "the same tar must give the same blob")
+	plain := filepath.Join(dir, "plain")
+	decompress(t, blob, plain)
+	again := convert(t, plain, filepath.Join(dir, "again"), differ.Config{Workers: 1})
+	require.Equal(t, first.Descriptor, again.Descriptor, "the same tar must give the same blob, decompressed as well")
+	require.Zero(t, again.SpoolSize)
+	require.NoError(t, os.Remove(plain))
 	require.NoError(t, os.Remove(filepath.Join(dir, "again")))
 	t.Logf("tar %d, blob %d, image %d, metadata %d, index %d bytes, %d inodes",
 		first.TarSize, first.Descriptor.Size, first.ImageSize, first.MetaSize, first.IndexSize, first.Inodes)
@@ -83,14 +87,32 @@ func apply(t *testing.T, blob, to string, opts ...archive.ApplyOpt) {
 	require.NoError(t, r.Close())
 }
 
+// decompress writes the tar of a layer.
+func decompress(t *testing.T, blob, to string) {
+	t.Helper()
+	f, err := os.Open(blob)
+	require.NoError(t, err)
+	defer f.Close()
+	r, err := compression.DecompressStream(f)
+	require.NoError(t, err)
+	defer r.Close()
+	out, err := os.Create(to)
+	require.NoError(t, err)
+	_, err = io.Copy(out, r)
+	require.NoError(t, err)
+	require.NoError(t, out.Close())
+}
+
 func convert(t *testing.T, blob, to string, cfg differ.Config) differ.Result {
 	in, err := os.Open(blob)
 	require.NoError(t, err)
 	defer in.Close()
+	st, err := in.Stat()
+	require.NoError(t, err)
 	out, err := os.Create(to)
 	require.NoError(t, err)
 	cfg.SpoolDir = t.TempDir()
-	r, err := differ.Convert(t.Context(), in, out, cfg)
+	r, err := differ.ConvertAt(t.Context(), in, st.Size(), out, cfg)
 	require.NoError(t, err)
 	require.NoError(t, out.Close())
 	return r
