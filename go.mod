@@ -3,6 +3,7 @@ module github.com/lazyerofs/lazyerofs
 go 1.26.8
 
 require (
+	github.com/DataDog/zstd v1.5.7
 	github.com/cenkalti/backoff/v5 v5.0.3
 	github.com/cespare/xxhash/v2 v2.3.0
 	github.com/containerd/containerd/api v1.12.0

@@ -9,10 +9,13 @@
 //
 // # Contract
 //
-// The same tar and options give the same bytes on any number of cores. Memory
-// does not grow with the data of a layer, which waits on disk in unnamed files
-// that vanish with the process, only with its number of files. An error leaves
-// nothing behind. Every goroutine ends before the call that started it returns.
+// The same tar and options give the same bytes on any number of cores, as a stream
+// or as a file, from every build with the same ZstdEncoder. Memory does not grow
+// with the data of a layer, only with its number of files: data waits on disk in
+// unnamed files that vanish with the process, or in the tar itself when ConvertAt can
+// read that at random. Such a tar must not change meanwhile; it is an error if it
+// does, unless somebody forges checksums. An error leaves nothing behind. Every
+// goroutine ends before the call that started it returns.
 //
 // # What a tar entry means
 //

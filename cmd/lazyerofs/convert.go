@@ -58,6 +58,10 @@ otherwise. One platform gives a plain manifest, several an index. With
 images stand behind them with the os.feature "erofs": clients that do not know
 it take the tar.
 
+The same image and options give the same bytes, from any lazyerofs whose --version
+is the same: it names what makes zstd frames, which is libzstd unless the build had
+no C compiler.
+
 BuildKit's attestations go along if the result is an index. Signatures and SBOMs
 that refer to the source are listed, not copied: they are about other bytes.
 

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
+	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/differ/converter"
 )
 
@@ -108,7 +109,7 @@ the registry: what is read is fetched, verified and kept.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no image for the platform,
 4 credentials refused, 5 refused by the registry, 6 no space left.`,
-		Version:       buildVersion(),
+		Version:       fmt.Sprintf("%s (zstd by %s)", buildVersion(), differ.ZstdEncoder),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}

@@ -90,6 +90,7 @@ func keyOf(j *job, cfg differ.Config) string {
 	put := func(s string) { fmt.Fprintf(h, "%d:%s,", len(s), s) }
 	put("lazyerofs layer 1")
 	put(writerVersion())
+	put(differ.ZstdEncoder)
 	put(cfg.Form.String())
 	put(strconv.FormatInt(cmp.Or(cfg.ChunkSize, differ.DefaultChunkSize), 10))
 	put(strconv.Itoa(cmp.Or(cfg.Level, differ.DefaultLevel)))
