@@ -72,8 +72,9 @@ type Config struct {
 	// parent of something, path without a leading slash. A directory must come
 	// back; false means mode 0755, root's, 1970. nil is always false.
 	Implied func(path string) (erofs.Attr, bool)
-	// Progress is called from one goroutine with the number of uncompressed tar
-	// bytes read so far.
+	// Progress is called with the number of uncompressed tar bytes read so far, of
+	// what ConvertAt reads where it is with how many have been written; never by two
+	// goroutines at once.
 	Progress func(tarBytes int64)
 }
 
