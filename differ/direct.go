@@ -122,7 +122,12 @@ func convertDirect(ctx context.Context, src io.ReaderAt, size int64, dst io.Writ
 // scan reads all headers.
 func (d *direct) scan(ctx context.Context, ing *ingest) error {
 	defer d.publish(func() { d.scanned = true })
-	ing.each = refuseSparse
+	ing.each = func(hdr *tar.Header) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return refuseSparse(hdr)
+	}
 	if err := ing.run(ctx, d.head); err != nil {
 		return err
 	}

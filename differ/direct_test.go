@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	digest "github.com/opencontainers/go-digest"
@@ -140,6 +142,25 @@ func TestConvertAtEnds(t *testing.T) {
 	require.ErrorIs(t, err, ErrTruncated, "shorter than was said")
 	_, err = ConvertAt(t.Context(), bytes.NewReader(src[:len(src)/2]), size/2, io.Discard, Config{})
 	require.ErrorIs(t, err, ErrTruncated)
+}
+
+// TestConvertAtCancelled: headers alone may be many.
+func TestConvertAtCancelled(t *testing.T) {
+	var ents []ent
+	for i := range 20000 {
+		ents = append(ents, file(strconv.Itoa(i), ""))
+	}
+	src := mkTar(t, ents...)
+	ctx, cancel := context.WithCancel(t.Context())
+	var reads atomic.Int64
+	_, err := ConvertAt(ctx, &fickle{src: src, off: -1, read: func() error {
+		if reads.Add(1) == 5 {
+			cancel()
+		}
+		return nil
+	}}, int64(len(src)), io.Discard, Config{})
+	require.ErrorIs(t, err, context.Canceled)
+	require.Less(t, reads.Load(), int64(20))
 }
 
 // TestConvertAtProgress: it grows to the length of the tar.

@@ -195,7 +195,7 @@ func (e *emitter) write(j *job) error {
 }
 
 // sinks are what goes through every byte in order, which no number of cores makes
-// faster. The digest of the image is as much work as all the rest.
+// faster.
 func (e *emitter) sinks() []func(*job) error {
 	if e.cfg.Form == Raw {
 		return []func(*job) error{e.write}
