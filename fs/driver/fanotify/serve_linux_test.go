@@ -250,7 +250,7 @@ func TestKilledReader(t *testing.T) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "cat", filepath.Join(r.target, bigFile))
 	require.NoError(t, cmd.Start())
-	require.Eventually(t, func() bool { return r.d.journal.taken() > 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return r.waits() > 0 }, patience, time.Millisecond)
 	cancel()
 	require.Error(t, cmd.Wait()) // it can be killed while it waits
 	release()
@@ -262,7 +262,7 @@ func TestShutdownFinishesWhatWasTaken(t *testing.T) {
 	r := newRig(t)
 	release := r.layer.Hold()
 	reader := r.readLater("dir2/file5") // one chunk or two
-	require.Eventually(t, func() bool { return r.d.journal.taken() > 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return r.waits() > 0 }, patience, time.Millisecond)
 	down := make(chan error, 1)
 	go func() { down <- r.d.Shutdown(context.Background()) }()
 	<-r.d.watchers.Stopping()
@@ -281,7 +281,7 @@ func TestShutdownInTime(t *testing.T) {
 	r := newRig(t)
 	release := r.layer.Hold()
 	reader := r.readLater(bigFile)
-	require.Eventually(t, func() bool { return r.d.journal.taken() > 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return r.waits() > 0 }, patience, time.Millisecond)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.ErrorIs(t, r.d.Shutdown(ctx), context.Canceled)
