@@ -47,6 +47,7 @@ func keepHosts(hosts docker.RegistryHosts) docker.RegistryHosts {
 				// Or containerd would not try the API; its lack is found out by asking.
 				hs[i].Capabilities |= docker.HostCapabilityReferrers
 			}
+			hs[i].Client = endingBodies(hs[i].Client)
 			if hs[i].Authorizer != nil {
 				hs[i].Authorizer = &serialAuthorizer{hs[i].Authorizer, one}
 			}
@@ -55,6 +56,33 @@ func keepHosts(hosts docker.RegistryHosts) docker.RegistryHosts {
 		return slices.Clone(hs), nil
 	}
 }
+
+// endingBodies returns a client that closes the body of a request when its context
+// ends, as one that is done with it does. A push that gives up before its first byte
+// leaves a pipe that nobody knows but the request, which waits to read from it, and
+// net/http waits for that.
+func endingBodies(c *http.Client) *http.Client {
+	ending := &http.Client{}
+	if c != nil {
+		*ending = *c
+	}
+	base := ending.Transport
+	if base == nil {
+		base = http.DefaultTransport
+	}
+	ending.Transport = roundTripper(func(req *http.Request) (*http.Response, error) {
+		if req.Body != nil {
+			context.AfterFunc(req.Context(), func() { _ = req.Body.Close() }) // nobody is left to hear of it
+		}
+		return base.RoundTrip(req)
+	})
+	return ending
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements http.RoundTripper.
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
 // serialAuthorizer lets one request at a time use an authorizer: containerd's
 // reads the expiry of a token that another goroutine is just fetching without
