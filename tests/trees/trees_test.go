@@ -96,6 +96,11 @@ func decompress(t *testing.T, blob, to string) {
 	r, err := compression.DecompressStream(f)
 	require.NoError(t, err)
 	defer r.Close()
+	writeFile(t, to, r)
+}
+
+func writeFile(t *testing.T, to string, r io.Reader) {
+	t.Helper()
 	out, err := os.Create(to)
 	require.NoError(t, err)
 	_, err = io.Copy(out, r)
@@ -127,11 +132,7 @@ func decode(t *testing.T, blob, to string) {
 	dec, err := zstd.NewReader(in)
 	require.NoError(t, err)
 	defer dec.Close()
-	out, err := os.Create(to)
-	require.NoError(t, err)
-	_, err = io.Copy(out, dec)
-	require.NoError(t, err)
-	require.NoError(t, out.Close())
+	writeFile(t, to, dec)
 }
 
 func requireEqualThroughKernel(t *testing.T, want, image, at string) {
