@@ -71,8 +71,8 @@ func endingBodies(c *http.Client) *http.Client {
 		base = http.DefaultTransport
 	}
 	ending.Transport = roundTripper(func(req *http.Request) (*http.Response, error) {
-		if req.Body != nil {
-			context.AfterFunc(req.Context(), func() { _ = req.Body.Close() }) // nobody is left to hear of it
+		if body := req.Body; body != nil {
+			context.AfterFunc(req.Context(), func() { _ = body.Close() }) // nobody is left to hear of it
 		}
 		return base.RoundTrip(req)
 	})
