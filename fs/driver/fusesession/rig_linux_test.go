@@ -3,6 +3,7 @@ package fusesession
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -270,6 +271,42 @@ func (r *rig) adopt(conf Config) {
 	require.NoError(r, err)
 	r.s, err = Adopt(r.Context(), r.target, conf, inherited)
 	require.NoError(r, err)
+}
+
+// unanswered counts the requests that were taken.
+func (r *rig) unanswered() int {
+	state := r.state()
+	defer state.Close()
+	n, err := Unanswered(state)
+	require.NoError(r, err)
+	return n
+}
+
+// readsTaken counts the reads among those requests. While reads are held it is
+// sure; of any other request a slot is emptied only after its answer was
+// written, which its sender may have seen long before.
+func (r *rig) readsTaken() int {
+	state := r.state()
+	defer state.Close()
+	st, err := state.Stat()
+	require.NoError(r, err)
+	n := 0
+	var b [8]byte // the length and the operation of a request
+	for at := int64(stateHeader); at < st.Size(); at += slotSize {
+		_, err := state.ReadAt(b[:], at)
+		require.NoError(r, err)
+		if binary.NativeEndian.Uint32(b[:]) != 0 && binary.NativeEndian.Uint32(b[4:]) == opRead {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *rig) state() *os.File {
+	inherited, err := r.keeper.Inherited()
+	require.NoError(r, err)
+	require.NoError(r, inherited[name][0].Close())
+	return inherited[StateName(name)][0]
 }
 
 func openFiles(t testing.TB) int {

@@ -121,13 +121,11 @@ func TestShutdownAndAdopt(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			r := newRig(t, nil)
 			r.readAll()
-			reads := r.fs.reads.Load()
 			held := r.fs.hold()
 			// In one request: before Linux 5.12 a file that ends with a page has the kernel
 			// ask for the one behind its end too.
 			before := r.reader(1)
-			require.Eventually(t, func() bool { return r.fs.reads.Load() > reads }, patience, time.Millisecond)
-			require.Equal(t, 1, r.unanswered())
+			require.Eventually(t, func() bool { return r.readsTaken() == 1 }, patience, time.Millisecond)
 			down := make(chan error, 1)
 			go func() { down <- r.s.Shutdown(t.Context()) }()
 			held()
@@ -150,22 +148,12 @@ func TestShutdownAndAdopt(t *testing.T) {
 	}
 }
 
-func (r *rig) unanswered() int {
-	inherited, err := r.keeper.Inherited()
-	require.NoError(r, err)
-	defer inherited[name][0].Close()
-	defer inherited[StateName(name)][0].Close()
-	n, err := Unanswered(inherited[StateName(name)][0])
-	require.NoError(r, err)
-	return n
-}
-
 func TestShutdownThatCannotWait(t *testing.T) {
 	r := newRig(t, nil)
 	held := r.fs.hold()
 	defer held()
 	reader := r.reader(3)
-	require.Eventually(t, func() bool { return r.unanswered() > 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return r.readsTaken() > 0 }, patience, time.Millisecond)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.ErrorIs(t, r.s.Shutdown(ctx), context.Canceled)
@@ -193,7 +181,7 @@ func TestKilledServer(t *testing.T) {
 			for range 3 {
 				child := r.startChild("hold")
 				waiting := []<-chan error{r.reader(2), r.reader(3), r.reader(4)}
-				require.Eventually(t, func() bool { return r.unanswered() >= 3 }, patience, time.Millisecond)
+				require.Eventually(t, func() bool { return r.readsTaken() >= 3 }, patience, time.Millisecond)
 				require.NoError(t, child.Process.Kill())
 				require.Error(t, child.Wait())
 				require.Positive(t, r.unanswered())
@@ -224,7 +212,7 @@ func TestKilledTwice(t *testing.T) {
 			waiting := []<-chan error{r.reader(2), r.reader(3)}
 			for range 2 {
 				child := r.startChild("hold")
-				require.Eventually(t, func() bool { return r.unanswered() >= 2 }, patience, time.Millisecond)
+				require.Eventually(t, func() bool { return r.readsTaken() >= 2 }, patience, time.Millisecond)
 				require.NoError(t, child.Process.Kill())
 				require.Error(t, child.Wait())
 			}
@@ -244,7 +232,7 @@ func TestAbort(t *testing.T) {
 	held := r.fs.hold()
 	defer held()
 	reader := r.reader(3)
-	require.Eventually(t, func() bool { return r.unanswered() > 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return r.readsTaken() > 0 }, patience, time.Millisecond)
 	require.NoError(t, r.s.Abort())
 	require.Error(t, r.result(reader))
 	r.await(r.s.Done(), "the end of the connection")
