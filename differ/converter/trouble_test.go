@@ -1,18 +1,25 @@
 package converter_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
@@ -240,4 +247,28 @@ func TestResultAsJSON(t *testing.T) {
 			require.GreaterOrEqual(t, lr.ImageSize, lr.MetaSize)
 		}
 	}
+}
+
+// TestPushThatGivesUp: a source that fails before its first byte leaves no request
+// behind.
+func TestPushThatGivesUp(t *testing.T) {
+	reg := registry(t)
+	dst, err := converter.ParseTarget(reg.Addr()+"/given/up:1", hosts)
+	require.NoError(t, err)
+	broken := errors.New("broken")
+	for i := range 5 {
+		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString(strconv.Itoa(i)), Size: 1000}
+		_, err = dst.Put(t.Context(), d, func(context.Context) (io.ReadCloser, error) {
+			require.Eventually(t, bodyIsAwaited, time.Minute, time.Millisecond)
+			return io.NopCloser(iotest.ErrReader(broken)), nil
+		})
+		require.ErrorIs(t, err, broken)
+		require.Eventually(t, func() bool { return !bodyIsAwaited() }, time.Minute, time.Millisecond)
+	}
+}
+
+// bodyIsAwaited says whether a request waits for the first byte of its body.
+func bodyIsAwaited() bool {
+	stacks := make([]byte, 1<<20)
+	return bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("io.(*pipe).read("))
 }

@@ -52,6 +52,7 @@ type Registry struct {
 	handlers sync.WaitGroup // http.Server.Close does not wait for them
 
 	mu       sync.Mutex
+	closed   bool // no handler starts any more
 	log      []Request
 	withhold func(*http.Request) int
 }
@@ -100,6 +101,9 @@ func (r *Registry) Close() error {
 		if err := <-r.served; !errors.Is(err, http.ErrServerClosed) {
 			r.err = errors.Join(r.err, err)
 		}
+		r.mu.Lock()
+		r.closed = true
+		r.mu.Unlock()
 		r.handlers.Wait()
 		r.err = errors.Join(r.err, r.app.Shutdown())
 		r.stop()
@@ -131,13 +135,17 @@ func (r *Registry) Reset() {
 
 // ServeHTTP answers and records one request.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	r.handlers.Add(1)
-	defer r.handlers.Done()
 	line := Request{Start: time.Now(), Method: req.Method, Path: req.URL.Path, Range: req.Header.Get("Range")}
 	rec := &recorder{ResponseWriter: w}
 	r.mu.Lock()
+	if r.closed { // its connection is gone too
+		r.mu.Unlock()
+		return
+	}
+	r.handlers.Add(1)
 	withhold := r.withhold
 	r.mu.Unlock()
+	defer r.handlers.Done()
 	// A client that leaves makes the handler panic with ErrAbortHandler; such a
 	// request took place too.
 	defer func() {
