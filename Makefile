@@ -4,6 +4,7 @@
 # whatever registry or mirror the machine is set up for is the one that is used.
 
 CONTAINERD_VERSION  := v2.4.2
+BUILDKIT_VERSION    := v0.34.2
 GOLANGCI_VERSION    := v2.15.0
 
 # What tests need from the distribution. runc links libseccomp, hence a package.
@@ -16,6 +17,7 @@ APT_VM_PACKAGES := qemu-system-x86 busybox-static fuse3 debootstrap kmod xz-util
 
 CACHE          := $(CURDIR)/.cache
 CONTAINERD_DIR := $(CACHE)/containerd-$(CONTAINERD_VERSION)
+BUILDKIT_DIR   := $(CACHE)/buildkit-$(BUILDKIT_VERSION)
 GOLANGCI       := $(CACHE)/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 TOOLS_DIR      := $(CACHE)/tools/bin
 
@@ -37,7 +39,7 @@ N         ?= 1000
 DRIVER    ?= fanotify
 
 .DEFAULT_GOAL := help
-.PHONY: help build test ci lint fuzz crash demo tools bench vm deps containerd clean
+.PHONY: help build test ci lint fuzz crash demo tools bench vm deps containerd buildkit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,7 +50,7 @@ build: ## build lazyerofsd and lazyerofs into bin/
 # tests/trees compares the bytes of real images: the race detector finds nothing
 # there and makes it take a quarter of an hour. Without cgo another encoder makes the
 # frames.
-test: deps containerd tools build ## run every test, as root, with real mounts
+test: deps containerd buildkit tools build ## run every test, as root, with real mounts
 	$(GO) test -count=1 -timeout 20m $(RACE) $(TESTFLAGS) $$($(GO) list ./... | grep -v '/tests/trees$$')
 	$(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./tests/trees
 	CGO_ENABLED=0 $(GO) test -count=1 $(TESTFLAGS) -run '^Test(Blob|Golden|Deterministic|ZstdCommand|SameFileSameChunks)$$' ./differ
@@ -85,6 +87,8 @@ deps: ## install the distribution's packages that tests need
 
 containerd: $(CONTAINERD_DIR)/containerd ## build the pinned containerd, ctr and shim
 
+buildkit: $(BUILDKIT_DIR)/buildkitd ## build the pinned BuildKit
+
 clean: ## remove what the targets here have made
 	rm -rf bin .cache
 
@@ -93,6 +97,11 @@ $(CONTAINERD_DIR)/containerd:
 		github.com/containerd/containerd/v2/cmd/ctr@$(CONTAINERD_VERSION) \
 		github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2@$(CONTAINERD_VERSION) \
 		github.com/containerd/containerd/v2/cmd/containerd@$(CONTAINERD_VERSION)
+
+# Its go.mod excludes versions, with which go install refuses to build it.
+$(BUILDKIT_DIR)/buildkitd:
+	$(GO) build -C "$$($(GO) mod download -json github.com/moby/buildkit@$(BUILDKIT_VERSION) | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')" \
+		-o $(BUILDKIT_DIR)/ ./cmd/buildctl ./cmd/buildkitd
 
 $(GOLANGCI):
 	GOBIN=$(dir $(GOLANGCI)) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)

@@ -16,16 +16,16 @@ import (
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
-// TestMain builds the daemon, so that what is tested is what is in the tree.
+// TestMain builds the programs, so that what is tested is what is in the tree.
 func TestMain(m *testing.M) {
 	root, err := testenv.Root()
 	if err == nil {
-		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(root, "bin")+"/", "./cmd/lazyerofsd")
+		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(root, "bin")+"/", "./cmd/...")
 		cmd.Dir, cmd.Stdout, cmd.Stderr = root, os.Stderr, os.Stderr
 		err = cmd.Run()
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "building the daemon:", err)
+		fmt.Fprintln(os.Stderr, "building the programs:", err)
 		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m, testenv.IgnoreRegistry())

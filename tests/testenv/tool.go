@@ -40,7 +40,7 @@ func Cache() (string, error) {
 
 // toolDirs are the patterns below Root in which the targets of the Makefile
 // leave tools.
-var toolDirs = []string{"bin", ".cache/containerd-*", ".cache/tools/bin"}
+var toolDirs = []string{"bin", ".cache/containerd-*", ".cache/buildkit-*", ".cache/tools/bin"}
 
 // Tool finds a program: our own, then what the Makefile built, then PATH.
 func Tool(name string) (string, error) {
@@ -59,7 +59,7 @@ func Tool(name string) (string, error) {
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
-		return "", fmt.Errorf("%s is neither in the source tree nor in PATH; run `make deps containerd tools build`", name)
+		return "", fmt.Errorf("%s is neither in the source tree nor in PATH; run `make deps containerd buildkit tools build`", name)
 	}
 	return path, nil
 }
