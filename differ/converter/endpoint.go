@@ -39,8 +39,8 @@ type Target interface {
 	Close() error
 }
 
-// RandomAccess is implemented by sources on this machine, whose blobs can be
-// read at random.
+// RandomAccess is implemented by sources whose blobs are files of this machine, where
+// a read of a few bytes at random costs no more than the bytes.
 type RandomAccess interface {
 	// ReaderAt opens the blob of desc. Nothing is verified.
 	ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error)

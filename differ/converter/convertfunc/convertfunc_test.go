@@ -8,8 +8,10 @@ import (
 	"errors"
 	"maps"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -223,4 +225,47 @@ func TestLayerRefuses(t *testing.T) {
 	cancel()
 	_, err = Layer(differ.Config{}, t.TempDir())(ctx, s, s.add(ocispec.MediaTypeImageLayer, tarOf(t, "y")))
 	require.True(t, errors.Is(err, context.Canceled), "%v", err)
+}
+
+// behindSocket is a store whose every read is a call, as containerd's is to a client.
+type behindSocket struct {
+	content.Store
+	calls atomic.Int64
+}
+
+func (s *behindSocket) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
+	ra, err := s.Store.ReaderAt(ctx, d)
+	return &callingReader{ra, s}, err
+}
+
+type callingReader struct {
+	content.ReaderAt
+	s *behindSocket
+}
+
+func (r *callingReader) ReadAt(p []byte, off int64) (int, error) {
+	r.s.calls.Add(1)
+	return r.ReaderAt.ReadAt(p, off)
+}
+
+// TestReadsAreLong: a plain tar could be read at random, which takes a call for every
+// small file.
+func TestReadsAreLong(t *testing.T) {
+	s := newStore(t)
+	var names []string
+	for i := range 8000 {
+		names = append(names, strconv.Itoa(i))
+	}
+	layer := s.add(ocispec.MediaTypeImageLayer, tarOf(t, names...))
+	config := s.addJSON(ocispec.MediaTypeImageConfig, ocispec.Image{
+		Platform: platforms.DefaultSpec(), RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{layer.Digest}},
+	})
+	root := s.addJSON(ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: []ocispec.Descriptor{layer},
+	})
+	far := &behindSocket{Store: s}
+	d, err := Image(converter.Options{})(t.Context(), far, root)
+	require.NoError(t, err)
+	require.NotNil(t, d)
+	require.Less(t, far.calls.Load(), layer.Size/(32<<10)+10)
 }

@@ -14,16 +14,16 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
 )
 
-// storeSource is an image in a content store.
+// storeSource is an image in a content store. It does not offer converter.RandomAccess:
+// of a store behind a socket, every read is a call.
 type storeSource struct {
 	cs   content.Store
 	root ocispec.Descriptor
 }
 
 var (
-	_ converter.Source       = (*storeSource)(nil)
-	_ converter.RandomAccess = (*storeSource)(nil)
-	_ converter.Target       = (*storeTarget)(nil)
+	_ converter.Source = (*storeSource)(nil)
+	_ converter.Target = (*storeTarget)(nil)
 )
 
 // String implements converter.Source.
@@ -31,11 +31,6 @@ func (s *storeSource) String() string { return "image " + s.root.Digest.String()
 
 // Root implements converter.Source.
 func (s *storeSource) Root(context.Context) (ocispec.Descriptor, error) { return s.root, nil }
-
-// ReaderAt implements converter.RandomAccess.
-func (s *storeSource) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
-	return s.cs.ReaderAt(ctx, desc)
-}
 
 // Open implements converter.Source.
 func (s *storeSource) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
