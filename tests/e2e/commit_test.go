@@ -163,6 +163,22 @@ func (n *node) events(socket string) string {
 	return strings.Join(lines, "\n")
 }
 
+// settled is events once half a second has passed without any: threads of a container
+// that waits, and read-ahead, go on for a while.
+func (n *node) settled(socket string) string {
+	n.t.Helper()
+	tick, last, same := time.NewTicker(20*time.Millisecond), "", 0
+	defer tick.Stop()
+	for same < 25 {
+		<-tick.C
+		if now := n.events(socket); now != last {
+			last, same = now, 0
+		}
+		same++
+	}
+	return last
+}
+
 // await returns when the container waits in its read, with all in its memory that
 // this takes.
 func (h *held) await() {
@@ -194,9 +210,9 @@ func TestCommitOfALazyContainer(t *testing.T) {
 	box.await()
 	disturb(t, n.rootOf("box"))
 
-	n.reg.Reset()
 	require.NoError(t, testenv.DropCaches()) // so that each read below asks the daemon
-	before := n.events(socket)
+	before := n.settled(socket)
+	n.reg.Reset()
 	ref := n.reg.Addr() + "/tiny:committed"
 	layer := n.commit("box", base, ref)
 	require.Equal(t, before, n.events(socket), "the kernel asked for data of a lazy layer")
@@ -228,9 +244,9 @@ func TestSnapshotsDiff(t *testing.T) {
 	box := n.hold(ref, "box", "/lines")
 	box.await()
 	disturb(t, n.rootOf("box"))
-	n.reg.Reset()
 	require.NoError(t, testenv.DropCaches()) // so that each read below asks the daemon
-	before := n.events(socket)
+	before := n.settled(socket)
+	n.reg.Reset()
 	out := func(mediaType string) []byte {
 		return []byte(n.ctr("snapshots", "--snapshotter", "lazyerofs", "diff", "--media-type", mediaType, "box"))
 	}
