@@ -3,7 +3,6 @@ package differ
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -61,7 +60,7 @@ func applyZstd(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 	return u.through(in.close, func() (ocispec.Descriptor, error) {
 		n, err := unpackImage(u.f, in)
 		if err != nil {
-			return ocispec.Descriptor{}, err
+			return ocispec.Descriptor{}, fmt.Errorf("decompressing: %w", err)
 		}
 		if want := u.desc.Annotations[chunk.AnnotationUncompressedDigest]; want != "" && want != in.digest().String() {
 			return ocispec.Descriptor{}, refuse("its decompressed image has digest %s, its annotation says %q", in.digest(), want)
@@ -74,35 +73,46 @@ func applyZstd(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 // is returned: what was read of src.
 func unpackImage(f *os.File, src io.Reader) (int64, error) {
 	w := &sparseWriter{f: f}
-	if err := errors.Join(copyImage(w, src), w.flush()); err != nil {
+	if _, err := CopyImage(w, src, 0); err != nil {
+		return 0, err
+	}
+	if err := w.flush(); err != nil {
 		return 0, err
 	}
 	n := w.n
 	return n, acceptImage(f, n)
 }
 
-// copyImage copies an image of which only the superblock says how long it is. A
-// small blob can decompress to more than any disk holds, so there is a limit:
-// the image and, behind it, the largest hash tree it can have.
-func copyImage(dst io.Writer, src io.Reader) error {
+// CopyImage copies an image and what follows it to the end of src, and returns the
+// length of the image in bytes, which only its superblock says. A small blob can
+// decompress to more than any disk holds, so there is a limit: the image and, behind
+// it, the largest hash tree that it can have and a chunk index of at most index bytes.
+func CopyImage(dst io.Writer, src io.Reader, index int64) (size int64, err error) {
 	head := make([]byte, superOff+superLen)
 	if _, err := io.ReadFull(src, head); err != nil {
-		return readError("decompressing the image", err)
+		return 0, readError("reading the image", err)
 	}
-	size, err := imageSize(head)
-	if err != nil {
-		return err
+	if size, err = imageSize(head); err != nil {
+		return 0, err
 	}
-	limit := size + size/64 + 1<<20
+	limit := size + size/64 + 1<<20 + index
 	if _, err := dst.Write(head); err != nil {
-		return err
+		return 0, err
 	}
 	n, err := io.Copy(dst, io.LimitReader(src, limit-int64(len(head))+1))
 	if err != nil {
-		return readError("decompressing the image", err)
+		return 0, readError("reading the image", err)
 	}
-	if n+int64(len(head)) > limit {
-		return refuse("it decompresses to far more than the %d bytes of its image", size)
+	if n += int64(len(head)); n > limit {
+		return 0, refuse("far more comes than the %d bytes of its image", size)
+	}
+	return size, isAll(size, n)
+}
+
+// isAll refuses an image of size bytes of which only n are there.
+func isAll(size, n int64) error {
+	if size > n {
+		return refuse("its image is %d bytes long, only %d are there", size, n)
 	}
 	return nil
 }
@@ -132,8 +142,8 @@ func acceptImage(f *os.File, n int64) error {
 	if err != nil {
 		return err
 	}
-	if size > n {
-		return refuse("its image is %d bytes long, only %d are there", size, n)
+	if err := isAll(size, n); err != nil {
+		return err
 	}
 	if err := f.Truncate(size); err != nil {
 		return fmt.Errorf("sizing layer file: %w", err)

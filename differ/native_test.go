@@ -95,7 +95,7 @@ func TestApplyNativeRefused(t *testing.T) {
 		"broken inode":    {chunk.MediaTypeLayerZstd, zstded(t, with(int(superOff)+128, 0xff)), "layer is refused"},
 		"not zstd":        {chunk.MediaTypeLayerZstd, img, "decompressing"},
 		"cut off zstd":    {chunk.MediaTypeLayerZstd, blob[:res.Descriptor.Size/2], "truncated"},
-		"bomb":            {chunk.MediaTypeLayerZstd, zstded(t, bomb), "decompresses to far more"},
+		"bomb":            {chunk.MediaTypeLayerZstd, zstded(t, bomb), "decompressing: layer is refused: far more comes"},
 	})
 	store := newLayerStore(t)
 	t.Run("annotation", func(t *testing.T) {

@@ -108,7 +108,6 @@ func convertImage(ctx context.Context, o *convertFlags, from, to string, stdout,
 		return err
 	}
 	defer closeInto(&err, src)
-	opts.Open = src.layers.Open
 	dst, err := converter.ParseTarget(to, dockerHosts(src.hosts))
 	if err != nil {
 		return err

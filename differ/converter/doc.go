@@ -3,7 +3,8 @@
 // Image reads a manifest or an index from a registry, an OCI layout or an
 // archive, converts each layer once with differ.Convert, rewrites config and
 // manifest, and writes the result to a registry or a layout. Layers that are
-// native EROFS already pass through unchanged, unless they have no chunk index.
+// native EROFS already pass through unchanged; those that have no chunk index are made
+// anew with one.
 //
 // # Contract
 //

@@ -17,29 +17,15 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/differ/converter"
-	"github.com/lazyerofs/lazyerofs/fs/chunk"
-	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
-// wholeLayers opens native layers as anybody could: by decompressing all of them.
+// wholeLayers opens native layers by unpacking all of them.
 func wholeLayers(t *testing.T, at string) converter.LayerOpener {
-	return func(_ context.Context, d ocispec.Descriptor) (*converter.ImageData, error) {
-		img := fetch(t, at, d)
-		if section, err := chunk.ParseRange(d.Annotations[chunk.AnnotationIndexRange], d.Size); err == nil && d.MediaType == chunk.MediaTypeLayer {
-			img = img[:section.Off]
-		}
-		if d.MediaType == chunk.MediaTypeLayerZstd {
-			dec, err := zstd.NewReader(nil)
-			require.NoError(t, err)
-			defer dec.Close()
-			img, err = dec.DecodeAll(img, nil)
-			require.NoError(t, err)
-		}
-		parsed, err := erofs.Parse(bytes.NewReader(img), erofs.DefaultPolicy(int64(len(img))))
-		if err != nil {
-			return nil, err
-		}
-		return &converter.ImageData{Tree: parsed.Tree, Data: bytes.NewReader(img), Close: func() error { return nil }}, nil
+	return func(ctx context.Context, d ocispec.Descriptor) (*converter.ImageData, error) {
+		src, err := converter.ParseSource(at, hosts)
+		require.NoError(t, err)
+		defer src.Close()
+		return converter.OpenWhole(ctx, src, d, t.TempDir())
 	}
 }
 

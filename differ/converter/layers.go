@@ -264,7 +264,7 @@ func newChecked(ctx context.Context, rc io.ReadCloser, desc ocispec.Descriptor, 
 const maxJudge = 64 << 20
 
 // verify reads what is left and compares. When the conversion failed (whole is
-// false) there is a verdict only if the rest is short and comes.
+// false) there is a verdict only if the rest is short.
 func (c *checked) verify(whole bool) error {
 	limit := int64(maxJudge)
 	if whole {
@@ -272,11 +272,11 @@ func (c *checked) verify(whole bool) error {
 	}
 	n, err := io.CopyN(io.Discard, c, limit)
 	ended := errors.Is(err, io.EOF)
-	if !whole && !ended {
-		return nil
-	}
 	if err != nil && !ended {
 		return err
+	}
+	if !whole && !ended {
+		return nil
 	}
 	if n == limit {
 		return fmt.Errorf("more bytes came than the %d of its descriptor", c.desc.Size)

@@ -32,9 +32,6 @@ type Options struct {
 	KeepDir string
 	// Output is the shape of the result.
 	Output Output
-	// Open opens native layers of the source. Those without a chunk index are made
-	// anew with it, so that they can be loaded lazily; nil carries them over.
-	Open LayerOpener
 	// Progress is told how layers get on, from several goroutines; may be nil.
 	Progress func(Event)
 }

@@ -25,10 +25,10 @@ func hasIndex(d ocispec.Descriptor) bool {
 // could not be loaded lazily so, made anew. What the strict parser refuses is
 // carried over, for containerd may still mount it.
 func (c *conversion) native(ctx context.Context, j *job) error {
-	if c.opts.Open == nil || hasIndex(j.desc) {
+	if hasIndex(j.desc) {
 		return c.reuse(ctx, j)
 	}
-	data, err := c.opts.Open(ctx, j.desc) // which holds the blob against its digest
+	data, err := OpenWhole(ctx, c.src, j.desc, c.opts.WorkDir)
 	var refused *erofs.RefusedError
 	if errors.As(err, &refused) {
 		c.warn("layer %s has no chunk index and cannot be given one, so that it is not loaded lazily: %v", j.desc.Digest, err)

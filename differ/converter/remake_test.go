@@ -3,134 +3,171 @@ package converter_test
 import (
 	"context"
 	"errors"
+	"io"
 	"testing"
 
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
-	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
 // bare converts an image and drops what its manifest says of the layers, as BuildKit
-// does with a base image.
-func bare(t *testing.T) (at string, m ocispec.Manifest) {
+// does with a base image. change, which may be nil, spoils their blobs.
+func bare(t *testing.T, form differ.Form, change func(layer int, blob []byte)) (at string, m ocispec.Manifest) {
 	t.Helper()
 	l, native := newLayout(t), newLayout(t)
 	l.tag(map[string]ocispec.Descriptor{"x": l.image(amd64, "a")})
-	_, err := run(t, "oci:"+l.dir, "oci:"+native.dir, host)
+	opts := host
+	opts.Layer.Form = form
+	at = "oci:" + native.dir
+	_, err := run(t, "oci:"+l.dir, at, opts)
 	require.NoError(t, err)
-	fetchJSON(t, "oci:"+native.dir, root(t, "oci:"+native.dir), &m)
-	for i := range m.Layers {
+	fetchJSON(t, at, root(t, at), &m)
+	for i, d := range m.Layers {
+		blob := fetch(t, at, d)
+		if change != nil {
+			change(i, blob)
+		}
+		m.Layers[i] = native.add(d.MediaType, blob)
 		m.Layers[i].Annotations = map[string]string{"org.example": "kept"}
 	}
 	native.tag(map[string]ocispec.Descriptor{"latest": native.manifest(m.Config, m.Layers)})
-	return "oci:" + native.dir, m
+	return at, m
 }
 
 func TestNativeLayersWithoutAnIndexAreMadeAnew(t *testing.T) {
-	from, old := bare(t)
-	before, err := export(t, from, "oci:"+t.TempDir(), converter.ExportOptions{})
-	require.NoError(t, err)
+	for _, form := range []differ.Form{differ.Zstd, differ.Raw} {
+		from, old := bare(t, form, nil)
+		before, err := export(t, from, "oci:"+t.TempDir(), converter.ExportOptions{})
+		require.NoError(t, err)
 
-	carried, err := run(t, from, "oci:"+t.TempDir(), host)
-	require.NoError(t, err)
-	for _, lr := range carried.Images[0].Layers {
-		require.True(t, lr.Reused, "nothing opens them")
-	}
+		opts := host
+		opts.KeepDir = t.TempDir()
+		to := "oci:" + t.TempDir()
+		res, err := run(t, from, to, opts)
+		require.NoError(t, err)
+		again, err := run(t, from, "oci:"+t.TempDir(), opts)
+		require.NoError(t, err)
+		require.Equal(t, res.Digest, again.Digest)
+		checkImage(t, to, root(t, to), differ.Zstd)
+		var m ocispec.Manifest
+		fetchJSON(t, to, root(t, to), &m)
+		for i, lr := range res.Images[0].Layers {
+			require.False(t, lr.Reused)
+			require.Equal(t, old.Layers[i].Digest, lr.Source)
+			require.Equal(t, old.Layers[i].Size, lr.SourceSize)
+			require.NotEmpty(t, m.Layers[i].Annotations[chunk.AnnotationIndexRange])
+			require.Equal(t, "kept", m.Layers[i].Annotations["org.example"])
+			if form == differ.Zstd {
+				require.Equal(t, lr.Source, lr.Digest, "the very layer that it was")
+			}
+		}
+		after, err := export(t, to, "oci:"+t.TempDir(), converter.ExportOptions{})
+		require.NoError(t, err)
+		for i, lr := range after.Images[0].Layers {
+			require.Equal(t, before.Images[0].Layers[i].Digest, lr.Digest, "the same content")
+		}
 
-	opts := host
-	opts.Open, opts.KeepDir = wholeLayers(t, from), t.TempDir()
-	to := "oci:" + t.TempDir()
-	res, err := run(t, from, to, opts)
-	require.NoError(t, err)
-	again, err := run(t, from, "oci:"+t.TempDir(), opts)
-	require.NoError(t, err)
-	require.Equal(t, res.Digest, again.Digest)
-	checkImage(t, to, root(t, to), differ.Zstd)
-	var m ocispec.Manifest
-	fetchJSON(t, to, root(t, to), &m)
-	for i, lr := range res.Images[0].Layers {
-		require.False(t, lr.Reused)
-		require.Equal(t, old.Layers[i].Digest, lr.Source)
-		require.Equal(t, old.Layers[i].Size, lr.SourceSize)
-		require.NotEmpty(t, m.Layers[i].Annotations[chunk.AnnotationIndexRange])
-		require.Equal(t, "kept", m.Layers[i].Annotations["org.example"])
+		// Now they have one.
+		third, err := run(t, to, "oci:"+t.TempDir(), opts)
+		require.NoError(t, err)
+		require.Equal(t, res.Digest, third.Digest)
+		for _, lr := range third.Images[0].Layers {
+			require.True(t, lr.Reused)
+		}
 	}
-	after, err := export(t, to, "oci:"+t.TempDir(), converter.ExportOptions{})
-	require.NoError(t, err)
-	for i, lr := range after.Images[0].Layers {
-		require.Equal(t, before.Images[0].Layers[i].Digest, lr.Digest, "the same content")
-	}
-
-	// Now they have one.
-	opts.Open = func(context.Context, ocispec.Descriptor) (*converter.ImageData, error) { panic("not needed") }
-	third, err := run(t, to, "oci:"+t.TempDir(), opts)
-	require.NoError(t, err)
-	require.Equal(t, res.Digest, third.Digest)
 }
 
 // TestWhatTheParserRefusesIsCarriedOver: containerd may still mount it.
 func TestWhatTheParserRefusesIsCarriedOver(t *testing.T) {
-	from, old := bare(t)
-	opts := host
-	whole := wholeLayers(t, from)
-	opts.Open = func(ctx context.Context, d ocispec.Descriptor) (*converter.ImageData, error) {
-		if d.Digest == old.Layers[1].Digest {
-			return nil, &erofs.RefusedError{Rule: "compression", Detail: "file data is compressed"}
+	from, old := bare(t, differ.Raw, func(layer int, blob []byte) {
+		if layer == 1 {
+			blob[1024+80] |= 0x40 // feature_incompat: one that nobody knows
 		}
-		return whole(ctx, d)
-	}
-	res, err := run(t, from, "oci:"+t.TempDir(), opts)
+	})
+	res, err := run(t, from, "oci:"+t.TempDir(), host)
 	require.NoError(t, err)
 	require.Len(t, res.Warnings, 1)
 	require.Contains(t, res.Warnings[0], old.Layers[1].Digest.String()+" has no chunk index and cannot be given one")
-	require.Contains(t, res.Warnings[0], "file data is compressed")
 	for i, lr := range res.Images[0].Layers {
 		require.Equal(t, i == 1, lr.Reused)
 	}
 }
 
-// spoiled is image data that cannot be read behind its metadata.
-type spoiled struct{ err error }
+// broken is a source one blob of which cannot be read to its end.
+type broken struct {
+	converter.Source
+	blob digest.Digest
+	at   int64
+	err  error
+}
 
-func (s spoiled) ReadAt([]byte, int64) (int, error) { return 0, s.err }
+func (b *broken) Open(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+	rc, err := b.Source.Open(ctx, d)
+	if err != nil || d.Digest != b.blob {
+		return rc, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(io.LimitReader(rc, b.at), failing{b.err}), rc}, nil
+}
 
-// TestRemakeEnds when its input fails, when that cannot be opened, and when the
-// conversion does: goroutines that stayed would be seen.
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// TestRemakeEnds when its input fails, when that has other bytes, and when the
+// conversion fails: goroutines and files that stayed would be seen.
 func TestRemakeEnds(t *testing.T) {
-	from, _ := bare(t)
-	bad := errors.New("input/output error")
-	whole := wholeLayers(t, from)
-	opts := host
-	opts.Open = func(context.Context, ocispec.Descriptor) (*converter.ImageData, error) { return nil, bad }
-	_, err := run(t, from, "oci:"+t.TempDir(), opts)
-	require.ErrorIs(t, err, bad)
-
-	opts.Open = func(ctx context.Context, d ocispec.Descriptor) (*converter.ImageData, error) {
-		data, err := whole(ctx, d)
-		if err == nil {
-			data.Data = spoiled{bad}
+	for _, form := range []differ.Form{differ.Zstd, differ.Raw} {
+		from, old := bare(t, form, nil)
+		bad := errors.New("input/output error")
+		for _, at := range []int64{0, 100, 1100, old.Layers[0].Size - 1} {
+			src, err := converter.ParseSource(from, hosts)
+			require.NoError(t, err)
+			dst, err := converter.ParseTarget("oci:"+t.TempDir(), hosts)
+			require.NoError(t, err)
+			_, err = converter.Image(t.Context(), &broken{src, old.Layers[0].Digest, at, bad}, dst, host)
+			require.ErrorIs(t, err, bad, "%d", at)
+			require.NoError(t, errors.Join(src.Close(), dst.Close()))
 		}
-		return data, err
+		opts := host
+		opts.Parallel = 1
+		opts.Layer.SpoolDir = t.TempDir() + "/absent"
+		_, err := run(t, from, "oci:"+t.TempDir(), opts)
+		require.ErrorContains(t, err, "absent")
 	}
-	_, err = run(t, from, "oci:"+t.TempDir(), opts)
-	require.ErrorIs(t, err, bad)
+}
 
-	closed := 0
-	opts = host
-	opts.Parallel = 1
-	opts.Layer.SpoolDir = t.TempDir() + "/absent"
-	opts.Open = func(ctx context.Context, d ocispec.Descriptor) (*converter.ImageData, error) {
-		data, err := whole(ctx, d)
+// TestOpenWholeRefuses what is not an image, is not all of one, or is another one.
+func TestOpenWholeRefuses(t *testing.T) {
+	at, m := bare(t, differ.Raw, nil)
+	image := fetch(t, at, m.Layers[0])
+	l := newLayout(t)
+	open := func(mediaType string, b []byte, size int64) error {
+		d := l.add(mediaType, b)
+		d.Size = size
+		src, err := converter.ParseSource("oci:"+l.dir, hosts)
+		require.NoError(t, err)
+		defer src.Close()
+		data, err := converter.OpenWhole(t.Context(), src, d, t.TempDir())
 		if err == nil {
-			data.Close = func() error { closed++; return nil }
+			require.NoError(t, data.Close())
 		}
-		return data, err
+		return err
 	}
-	_, err = run(t, from, "oci:"+t.TempDir(), opts)
-	require.ErrorContains(t, err, "absent")
-	require.Equal(t, 1, closed)
+	require.NoError(t, open(chunk.MediaTypeLayer, image, int64(len(image))))
+	require.ErrorContains(t, open(chunk.MediaTypeLayer, image, int64(len(image))-1), "do not match its digest")
+	require.ErrorContains(t, open(chunk.MediaTypeLayer, image, int64(len(image))+1), "do not match its digest")
+	require.ErrorContains(t, open(chunk.MediaTypeLayer, image[:1000], 1000), "truncated")
+	require.ErrorContains(t, open(chunk.MediaTypeLayer, image[:len(image)/2], int64(len(image)/2)), "bytes long, only")
+	require.ErrorContains(t, open(chunk.MediaTypeLayer, make([]byte, 9000), 9000), "not an EROFS image")
+	require.Error(t, open(chunk.MediaTypeLayerZstd, image, int64(len(image))))
+	bomb := zstded(t, append(image[:len(image):len(image)], make([]byte, 80<<20)...))
+	require.ErrorContains(t, open(chunk.MediaTypeLayerZstd, bomb, int64(len(bomb))), "far more comes")
 }

@@ -154,6 +154,17 @@ func TestImage(t *testing.T) {
 		same, err := f(t.Context(), s, *d)
 		require.NoError(t, err)
 		require.Nil(t, same, "it is converted already")
+
+		// BuildKit drops what a manifest says of the layers of its base.
+		for i := range m.Layers {
+			m.Layers[i].Annotations = map[string]string{"org.example": "kept"}
+		}
+		anew, err := f(t.Context(), s, s.addJSON(ocispec.MediaTypeImageManifest, m))
+		require.NoError(t, err)
+		s.read(*anew, &m)
+		for _, l := range m.Layers {
+			require.NotEmpty(t, l.Annotations[chunk.AnnotationIndexRange])
+		}
 	}
 }
 

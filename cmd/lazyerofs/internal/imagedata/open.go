@@ -2,19 +2,15 @@ package imagedata
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/stargz-snapshotter/fs/source"
-	"github.com/klauspost/compress/zstd"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
@@ -82,7 +78,7 @@ func (l *Layers) Open(ctx context.Context, desc ocispec.Descriptor) (_ *converte
 		}
 		plan, err := f.Open(ctx, blob, desc)
 		if errors.Is(err, format.ErrNotLazy) {
-			return l.unpacked(ctx, desc, done)
+			return l.whole(ctx, desc, done)
 		}
 		if err != nil {
 			return nil, err
@@ -102,87 +98,15 @@ func (l *Layers) Open(ctx context.Context, desc ocispec.Descriptor) (_ *converte
 	return nil, fmt.Errorf("layer %s: media type %q is none that lazyerofs reads", desc.Digest, desc.MediaType)
 }
 
-// unpacked reads a layer that has no chunk index, from its first byte to its
-// last, into an unnamed file.
-func (l *Layers) unpacked(ctx context.Context, desc ocispec.Descriptor, done func() error) (_ *converter.ImageData, err error) {
-	dir := l.WorkDir
-	if dir == "" {
-		dir = os.TempDir()
-	}
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("making a file for layer %s: %w", desc.Digest, &os.PathError{Op: "open", Path: dir, Err: err})
-	}
-	f := os.NewFile(uintptr(fd), dir+"/(image)")
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close())
-		}
-	}()
-	if err := l.unpack(ctx, desc, f); err != nil {
-		return nil, fmt.Errorf("unpacking layer %s: %w", desc.Digest, err)
-	}
-	size, err := imageSize(f)
-	if err != nil {
-		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
-	}
-	parsed, err := erofs.Parse(io.NewSectionReader(f, 0, size), erofs.DefaultPolicy(size))
+// whole opens a layer that has no chunk index.
+func (l *Layers) whole(ctx context.Context, desc ocispec.Descriptor, done func() error) (*converter.ImageData, error) {
+	data, err := converter.OpenWhole(ctx, l.Source, desc, l.WorkDir)
 	if err != nil {
 		return nil, err
 	}
-	return &converter.ImageData{Tree: parsed.Tree, Data: f, Size: size, Close: func() error { return errors.Join(f.Close(), done()) }}, nil
-}
-
-// maxWindow bounds the memory of a decoder, as clients do.
-const maxWindow = 128 << 20
-
-// unpack writes the image data of a blob and holds the blob against its digest.
-func (l *Layers) unpack(ctx context.Context, desc ocispec.Descriptor, f *os.File) error {
-	rc, err := l.Source.Open(ctx, desc)
-	if err != nil {
-		return err
-	}
-	defer rc.Close()
-	sum := desc.Digest.Verifier()
-	in := io.TeeReader(io.LimitReader(rc, desc.Size+1), sum)
-	out := in
-	if desc.MediaType == chunk.MediaTypeLayerZstd || desc.MediaType == chunk.MediaTypeDraftLayerZstd {
-		dec, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return err
-		}
-		defer dec.Close()
-		out = dec
-	}
-	if err := copyImage(f, &stoppable{ctx, out}); err != nil {
-		return err
-	}
-	if _, err := io.Copy(io.Discard, in); err != nil {
-		return err
-	}
-	if !sum.Verified() {
-		return errors.New("the bytes that came do not match its digest")
-	}
-	return nil
-}
-
-// copyImage copies an image and what follows it. A small blob can decompress to
-// more than any disk holds, so there is a limit: the length that the superblock
-// says and, behind it, the largest hash tree or index that it can have.
-func copyImage(f *os.File, src io.Reader) error {
-	if _, err := io.CopyN(f, src, superOff+superLen); err != nil {
-		return fmt.Errorf("it is shorter than an EROFS superblock: %w", err)
-	}
-	size, err := imageSize(f)
-	if err != nil {
-		return err
-	}
-	limit := size + size/64 + chunk.MaxIndexLen
-	n, err := io.Copy(f, io.LimitReader(src, limit))
-	if err == nil && n == limit {
-		err = fmt.Errorf("it is far longer than the %d bytes of its image", size)
-	}
-	return err
+	closeFile := data.Close
+	data.Close = func() error { return errors.Join(closeFile(), done()) }
+	return data, nil
 }
 
 // Stoppable returns r for one copy, which ends with ctx and its cause.
@@ -200,27 +124,6 @@ func (s *stoppable) Read(p []byte) (int, error) {
 		return 0, context.Cause(s.ctx)
 	}
 	return s.r.Read(p)
-}
-
-// Superblock fields that say how long an image is (fs/erofs/erofs_fs.h).
-const (
-	superOff   = 1024
-	superLen   = 128
-	offBlkBits = 12
-	offBlocks  = 36
-)
-
-// imageSize reads an image's length from its superblock; the parser checks it.
-func imageSize(f io.ReaderAt) (int64, error) {
-	sb := make([]byte, superLen)
-	if _, err := f.ReadAt(sb, superOff); err != nil {
-		return 0, fmt.Errorf("it is shorter than an EROFS superblock: %w", err)
-	}
-	bits := sb[offBlkBits]
-	if bits < 9 || bits > 16 {
-		return 0, fmt.Errorf("it is not an EROFS image: a block size of 2^%d", bits)
-	}
-	return int64(binary.LittleEndian.Uint32(sb[offBlocks:])) << bits, nil
 }
 
 // localBlob is a blob in a file.

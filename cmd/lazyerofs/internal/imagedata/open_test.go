@@ -154,7 +154,7 @@ func TestBombIsRefused(t *testing.T) {
 	d := ocispec.Descriptor{MediaType: chunk.MediaTypeLayerZstd, Digest: digest.FromBytes(bomb), Size: int64(len(bomb))}
 	l := &Layers{Source: layout(t, d, bomb), Formats: all.All(), WorkDir: t.TempDir()}
 	_, err = l.Open(t.Context(), d)
-	require.ErrorContains(t, err, "far longer")
+	require.ErrorContains(t, err, "far more comes")
 }
 
 // TestOpenFromARegistry reads ranges over HTTP: nothing but the chunks of files.
