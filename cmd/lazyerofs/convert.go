@@ -95,7 +95,7 @@ layers wait in --work-dir. Nothing has a name at the target before all of it is 
 	return cmd
 }
 
-func convertImage(ctx context.Context, o *convertFlags, from, to string, stdout, stderr io.Writer) (err error) {
+func convertImage(ctx context.Context, o *convertFlags, from, to string, stdout, stderr io.Writer) error {
 	opts, err := o.options()
 	if err != nil {
 		return err
@@ -103,7 +103,27 @@ func convertImage(ctx context.Context, o *convertFlags, from, to string, stdout,
 	if opts.WorkDir, opts.KeepDir, err = workDirs(o.workDir); err != nil {
 		return err
 	}
-	src, err := openSource(from, o.hosts, opts.WorkDir)
+	t := transfer{doing: "converting", hosts: o.hosts, workDir: opts.WorkDir, quiet: o.quiet, asJSON: o.asJSON, stdout: stdout, stderr: stderr}
+	return t.run(from, to, func(src *openedSource, dst converter.Target, progress func(converter.Event)) (converter.Result, error) {
+		opts.Progress = progress
+		return converter.Image(ctx, src.Source, dst, opts)
+	})
+}
+
+// transfer is what convert and export have in common: an image that goes from one
+// location to another.
+type transfer struct {
+	doing          string // for errors
+	hosts          remote.HostsConfig
+	workDir        string
+	quiet, asJSON  bool
+	stdout, stderr io.Writer
+}
+
+// run opens both locations, lets do its work and tells what came out. progress is nil
+// when nobody wants to see it.
+func (t *transfer) run(from, to string, do func(src *openedSource, dst converter.Target, progress func(converter.Event)) (converter.Result, error)) (err error) {
+	src, err := openSource(from, t.hosts, t.workDir)
 	if err != nil {
 		return err
 	}
@@ -113,25 +133,24 @@ func convertImage(ctx context.Context, o *convertFlags, from, to string, stdout,
 		return err
 	}
 	defer closeInto(&err, dst)
-	var shown progress.Display
-	if !o.quiet {
-		shown = progress.New(stderr)
-		opts.Progress = shown.Show
+	var show func(converter.Event)
+	end := func() {}
+	if !t.quiet {
+		shown := progress.New(t.stderr)
+		show, end = shown.Show, shown.Close
 	}
-	res, err := converter.Image(ctx, src.Source, dst, opts)
-	if shown != nil {
-		shown.Close()
-	}
+	res, err := do(src, dst, show)
+	end()
 	for _, w := range warnings(from, res) {
-		fmt.Fprintln(stderr, "lazyerofs: warning:", w)
+		fmt.Fprintln(t.stderr, "lazyerofs: warning:", w)
 	}
 	if err != nil {
-		return fmt.Errorf("converting %s: %w", from, err)
+		return fmt.Errorf("%s %s: %w", t.doing, from, err)
 	}
-	if o.asJSON {
-		return printJSON(stdout, res)
+	if t.asJSON {
+		return printJSON(t.stdout, res)
 	}
-	printConversion(stdout, res)
+	printConversion(t.stdout, res)
 	return nil
 }
 

@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/imagedata"
-	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/progress"
 	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/format/all"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
@@ -85,42 +83,16 @@ func (o *exportFlags) options() (converter.ExportOptions, error) {
 	return opts, err
 }
 
-func exportImage(ctx context.Context, o *exportFlags, from, to string, stdout, stderr io.Writer) (err error) {
+func exportImage(ctx context.Context, o *exportFlags, from, to string, stdout, stderr io.Writer) error {
 	opts, err := o.options()
 	if err != nil {
 		return err
 	}
-	src, err := openSource(from, o.hosts, opts.WorkDir)
-	if err != nil {
-		return err
-	}
-	defer closeInto(&err, src)
-	dst, err := converter.ParseTarget(to, dockerHosts(src.hosts))
-	if err != nil {
-		return err
-	}
-	defer closeInto(&err, dst)
-	opts.Open = src.layers.Open
-	var shown progress.Display
-	if !o.quiet {
-		shown = progress.New(stderr)
-		opts.Progress = shown.Show
-	}
-	res, err := converter.Export(ctx, src.Source, dst, opts)
-	if shown != nil {
-		shown.Close()
-	}
-	for _, w := range warnings(from, res) {
-		fmt.Fprintln(stderr, "lazyerofs: warning:", w)
-	}
-	if err != nil {
-		return fmt.Errorf("exporting %s: %w", from, err)
-	}
-	if o.asJSON {
-		return printJSON(stdout, res)
-	}
-	printConversion(stdout, res)
-	return nil
+	t := transfer{doing: "exporting", hosts: o.hosts, workDir: opts.WorkDir, quiet: o.quiet, asJSON: o.asJSON, stdout: stdout, stderr: stderr}
+	return t.run(from, to, func(src *openedSource, dst converter.Target, progress func(converter.Event)) (converter.Result, error) {
+		opts.Open, opts.Progress = src.layers.Open, progress
+		return converter.Export(ctx, src.Source, dst, opts)
+	})
 }
 
 // openedSource is an image with what it takes to read its layers.
