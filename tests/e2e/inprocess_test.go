@@ -190,10 +190,13 @@ func TestContainerdKilledWithLazyerofsInside(t *testing.T) {
 		}()
 	})
 	require.Error(t, <-failed)
+	ctx, done, err := c.WithLease(ctx) // or containerd collects what came out
+	require.NoError(t, err)
 	desc, err := compare()
 	require.NoError(t, err, "containerd cannot read what it serves")
 	b, err := content.ReadBlob(ctx, c.ContentStore(), desc)
 	require.NoError(t, err)
+	require.NoError(t, done(ctx))
 	require.Contains(t, string(b), lines())
 
 	require.Equal(t, testenv.TinyOutput, n.run(ref, "next", image.Ready...))
