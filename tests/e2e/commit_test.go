@@ -163,18 +163,17 @@ func (n *node) events(socket string) string {
 	return strings.Join(lines, "\n")
 }
 
-// settled is events once half a second has passed without any: threads of a container
-// that waits, and read-ahead, go on for a while.
-func (n *node) settled(socket string) string {
-	n.t.Helper()
-	tick, last, same := time.NewTicker(20*time.Millisecond), "", 0
+// settled returns what counts says once that has not changed for half a second: threads
+// of a container that waits, and read-ahead, go on for a while.
+func settled[T comparable](counts func() T) T {
+	tick, last, same := time.NewTicker(20*time.Millisecond), counts(), 0
 	defer tick.Stop()
 	for same < 25 {
 		<-tick.C
-		if now := n.events(socket); now != last {
+		same++
+		if now := counts(); now != last {
 			last, same = now, 0
 		}
-		same++
 	}
 	return last
 }
@@ -211,7 +210,7 @@ func TestCommitOfALazyContainer(t *testing.T) {
 	disturb(t, n.rootOf("box"))
 
 	require.NoError(t, testenv.DropCaches()) // so that each read below asks the daemon
-	before := n.settled(socket)
+	before := settled(func() string { return n.events(socket) })
 	n.reg.Reset()
 	ref := n.reg.Addr() + "/tiny:committed"
 	layer := n.commit("box", base, ref)
@@ -245,7 +244,7 @@ func TestSnapshotsDiff(t *testing.T) {
 	box.await()
 	disturb(t, n.rootOf("box"))
 	require.NoError(t, testenv.DropCaches()) // so that each read below asks the daemon
-	before := n.settled(socket)
+	before := settled(func() string { return n.events(socket) })
 	n.reg.Reset()
 	out := func(mediaType string) []byte {
 		return []byte(n.ctr("snapshots", "--snapshotter", "lazyerofs", "diff", "--media-type", mediaType, "box"))
