@@ -23,9 +23,10 @@ RUN ["/bin/busybox", "sh", "-ec", "rm /etc/kept; echo five >/etc/new; ln /etc/ne
 `
 
 // BuildKit builds on a converted image, with our snapshotter and differ below its
-// containerd worker. What it pushes has the base's layers, without the annotations
-// that make them lazy, and tars; it runs, and converted it is lazy again as a whole,
-// with the very layers that the base had.
+// containerd worker. It downloads the base whole: its puller fetches every blob of a
+// media type that it does not know (filterLayerBlobs in util/pull). What it pushes has
+// the base's layers, without the annotations that make them lazy, and tars; it runs,
+// and converted it is lazy again as a whole, with the very layers that the base had.
 func TestBuildOnALazyImage(t *testing.T) {
 	n := start(t, nil)
 	_, plain := n.tiny()
