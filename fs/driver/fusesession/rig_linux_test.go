@@ -282,9 +282,9 @@ func (r *rig) unanswered() int {
 	return n
 }
 
-// readsTaken counts the reads among those requests. While reads are held it is
-// sure; of any other request a slot is emptied only after its answer was
-// written, which its sender may have seen long before.
+// readsTaken counts the reads among those requests. Of those that are held it is
+// sure; of any other a slot is emptied only after its answer was written, which its
+// sender may have seen long before.
 func (r *rig) readsTaken() int {
 	state := r.state()
 	defer state.Close()

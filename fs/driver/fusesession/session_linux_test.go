@@ -121,11 +121,12 @@ func TestShutdownAndAdopt(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			r := newRig(t, nil)
 			r.readAll()
+			reads := r.fs.reads.Load()
 			held := r.fs.hold()
 			// In one request: before Linux 5.12 a file that ends with a page has the kernel
 			// ask for the one behind its end too.
 			before := r.reader(1)
-			require.Eventually(t, func() bool { return r.readsTaken() == 1 }, patience, time.Millisecond)
+			require.Eventually(t, func() bool { return r.fs.reads.Load() > reads && r.readsTaken() == 1 }, patience, time.Millisecond)
 			down := make(chan error, 1)
 			go func() { down <- r.s.Shutdown(t.Context()) }()
 			held()
