@@ -122,11 +122,11 @@ func isAll(size, n int64) error {
 func imageSize(head []byte) (int64, error) {
 	sb := head[superOff:]
 	if m := binary.LittleEndian.Uint32(sb); m != superMagic {
-		return 0, refuse("it is not an EROFS image, its magic is %#08x", m)
+		return 0, refuseSuper("it is not an EROFS image, its magic is %#08x", m)
 	}
 	bits := sb[offBlkBits]
 	if bits < 9 || bits > 12 {
-		return 0, refuse("its block size is 2^%d", bits)
+		return 0, refuseSuper("its block size is 2^%d", bits)
 	}
 	return int64(binary.LittleEndian.Uint32(sb[offBlocks:])) << bits, nil
 }
@@ -152,6 +152,12 @@ func acceptImage(f *os.File, n int64) error {
 		return fmt.Errorf("layer is refused: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// refuseSuper refuses an image as the strict parser, which needs its length first, would.
+func refuseSuper(format string, args ...any) error {
+	bad := &erofs.RefusedError{Rule: erofs.RuleSuperblock, Detail: fmt.Sprintf(format, args...), Off: superOff}
+	return fmt.Errorf("layer is refused: %w: %w", bad, errdefs.ErrInvalidArgument)
 }
 
 func refuse(format string, args ...any) error {

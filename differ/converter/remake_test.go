@@ -84,17 +84,22 @@ func TestNativeLayersWithoutAnIndexAreMadeAnew(t *testing.T) {
 
 // TestWhatTheParserRefusesIsCarriedOver: containerd may still mount it.
 func TestWhatTheParserRefusesIsCarriedOver(t *testing.T) {
-	from, old := bare(t, differ.Raw, func(layer int, blob []byte) {
-		if layer == 1 {
-			blob[1024+80] |= 0x40 // feature_incompat: one that nobody knows
+	for what, change := range map[string]func(super []byte){
+		"feature_incompat that nobody knows": func(super []byte) { super[80] |= 0x40 },
+		"blocks of 64 KiB":                   func(super []byte) { super[12] = 16 },
+	} {
+		from, old := bare(t, differ.Raw, func(layer int, blob []byte) {
+			if layer == 1 {
+				change(blob[1024:])
+			}
+		})
+		res, err := run(t, from, "oci:"+t.TempDir(), host)
+		require.NoError(t, err, what)
+		require.Len(t, res.Warnings, 1)
+		require.Contains(t, res.Warnings[0], old.Layers[1].Digest.String()+" has no chunk index and cannot be given one")
+		for i, lr := range res.Images[0].Layers {
+			require.Equal(t, i == 1, lr.Reused)
 		}
-	})
-	res, err := run(t, from, "oci:"+t.TempDir(), host)
-	require.NoError(t, err)
-	require.Len(t, res.Warnings, 1)
-	require.Contains(t, res.Warnings[0], old.Layers[1].Digest.String()+" has no chunk index and cannot be given one")
-	for i, lr := range res.Images[0].Layers {
-		require.Equal(t, i == 1, lr.Reused)
 	}
 }
 

@@ -16,8 +16,8 @@ import (
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
-// recipe changes the files of the tiny image as disturb does.
-const recipe = `FROM %s
+// dockerfile changes the files of the tiny image as disturb does.
+const dockerfile = `FROM %s
 COPY busybox /bin/busybox
 RUN ["/bin/busybox", "sh", "-ec", "rm /etc/kept; echo five >/etc/new; ln /etc/new /etc/new2; rm -r /old; mkdir /old; echo six >/old/again"]
 `
@@ -52,7 +52,7 @@ func TestBuildOnALazyImage(t *testing.T) {
 	require.Empty(t, full, "layers were downloaded")
 }
 
-// build builds recipe on base in the node's containerd and pushes it as ref.
+// build builds dockerfile on base in the node's containerd and pushes it as ref.
 func (n *node) build(base, ref string) {
 	n.t.Helper()
 	dir := n.t.TempDir()
@@ -64,7 +64,7 @@ func (n *node) build(base, ref string) {
 	busybox, err := os.ReadFile("/bin/busybox")
 	require.NoError(n.t, err)
 	require.NoError(n.t, os.WriteFile(filepath.Join(src, "busybox"), busybox, 0o755))
-	require.NoError(n.t, os.WriteFile(filepath.Join(src, "Dockerfile"), fmt.Appendf(nil, recipe, base), 0o644))
+	require.NoError(n.t, os.WriteFile(filepath.Join(src, "Dockerfile"), fmt.Appendf(nil, dockerfile, base), 0o644))
 	require.NoError(n.t, kit.Build(n.t.Context(), src, ref))
 }
 
