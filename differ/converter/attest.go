@@ -84,7 +84,7 @@ func (c *conversion) attest(ctx context.Context, imgs []*image, entries []ocispe
 				}
 				old = append(old, a.desc)
 			}
-			d, err := c.rename(ctx, a, raw, entries[i])
+			d, err := c.rename(ctx, a, raw, m.Subject != nil, entries[i])
 			if err != nil {
 				return nil, err
 			}
@@ -99,18 +99,16 @@ func (c *conversion) attest(ctx context.Context, imgs []*image, entries []ocispe
 // rename binds an attestation to the new image: in the entry of the index and,
 // in those that are OCI artifacts, in their subject. The statements are left as
 // they are, since who made them did not see the new image.
-func (c *conversion) rename(ctx context.Context, a attestation, raw []byte, image ocispec.Descriptor) (ocispec.Descriptor, error) {
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &fields); err != nil {
-		return a.desc, fmt.Errorf("attestation %s is not JSON: %w", a.desc.Digest, err)
-	}
+func (c *conversion) rename(ctx context.Context, a attestation, raw []byte, hasSubject bool, image ocispec.Descriptor) (ocispec.Descriptor, error) {
 	d := a.desc
-	if subject, ok := fields["subject"]; ok && string(subject) != "null" {
-		b, err := json.Marshal(ocispec.Descriptor{MediaType: image.MediaType, Digest: image.Digest, Size: image.Size})
+	if hasSubject {
+		fields, err := parseObject(raw)
 		if err != nil {
+			return d, fmt.Errorf("attestation %s is %w", a.desc.Digest, err)
+		}
+		if err := fields.set("subject", ocispec.Descriptor{MediaType: image.MediaType, Digest: image.Digest, Size: image.Size}); err != nil {
 			return d, err
 		}
-		fields["subject"] = b
 		if raw, err = json.Marshal(fields); err != nil {
 			return d, err
 		}

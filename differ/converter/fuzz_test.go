@@ -114,11 +114,18 @@ func FuzzRewriteConfig(f *testing.F) {
 		require.NoError(t, json.Unmarshal([]byte(s), &before))
 		require.NoError(t, json.Unmarshal(once, &after))
 		for k := range before {
-			require.Contains(t, after, k)
+			if !strings.EqualFold(k, "os.features") && !strings.EqualFold(k, "rootfs") {
+				require.Contains(t, after, k)
+			}
+		}
+		var cfg ocispec.Image
+		if json.Unmarshal(once, &cfg) == nil {
+			require.Equal(t, ids, cfg.RootFS.DiffIDs)
+			require.Contains(t, cfg.OSFeatures, osFeature)
 		}
 		back, err := rewriteConfig(once, ids, false)
 		require.NoError(t, err)
-		var cfg ocispec.Image
+		cfg = ocispec.Image{}
 		if json.Unmarshal(back, &cfg) == nil {
 			require.NotContains(t, cfg.OSFeatures, osFeature)
 		}

@@ -3,7 +3,6 @@ package converter
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -237,35 +236,28 @@ func (c *conversion) load(ctx context.Context, cand candidate) (*image, error) {
 // or takes it away. Everything else stays as it was, fields that we do not know
 // included.
 func rewriteConfig(raw []byte, diffIDs any, native bool) ([]byte, error) {
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &fields); err != nil {
-		return nil, fmt.Errorf("config is not a JSON object: %w", err)
+	fields, err := parseObject(raw)
+	if err != nil {
+		return nil, fmt.Errorf("config is %w", err)
 	}
-	if fields == nil {
-		return nil, errors.New("config is not a JSON object but null")
+	var config struct {
+		Features []string `json:"os.features"`
 	}
-	var features []string
-	if f, ok := fields["os.features"]; ok {
-		if err := json.Unmarshal(f, &features); err != nil {
-			return nil, fmt.Errorf("os.features of the config: %w", err)
-		}
+	if err := json.Unmarshal(raw, &config); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
 	}
-	features = slices.DeleteFunc(features, func(f string) bool { return f == osFeature })
+	features := slices.DeleteFunc(config.Features, func(f string) bool { return f == osFeature })
 	if native {
 		features = append(features, osFeature)
 	}
-	for key, v := range map[string]any{
-		"os.features": features,
-		"rootfs":      map[string]any{"type": "layers", "diff_ids": diffIDs},
-	} {
-		b, err := json.Marshal(v)
-		if err != nil {
-			return nil, err
-		}
-		fields[key] = b
+	if err := fields.set("rootfs", map[string]any{"type": "layers", "diff_ids": diffIDs}); err != nil {
+		return nil, err
+	}
+	if err := fields.set("os.features", features); err != nil {
+		return nil, err
 	}
 	if len(features) == 0 {
-		delete(fields, "os.features")
+		fields.remove("os.features")
 	}
 	return json.Marshal(fields)
 }
