@@ -16,9 +16,10 @@ import (
 	digest "github.com/opencontainers/go-digest"
 )
 
-// maxWindow bounds what a zstd frame can make the decoder keep: the largest
-// window that the zstd command line reads without being told (--long=27).
-const maxWindow = 128 << 20
+// MaxWindow bounds in bytes what a zstd frame of a layer can make a decoder keep:
+// the largest window that the zstd command line reads without being told
+// (--long=27).
+const MaxWindow = 128 << 20
 
 // input is a layer's uncompressed tar stream. It counts what goes through it,
 // digests it, and ends early when its context does.
@@ -98,7 +99,7 @@ func decompress(src io.Reader, how compression) (io.Reader, func(), error) {
 		}
 		return zr, func() {}, nil
 	}
-	zr, err := zstd.NewReader(src, zstd.WithDecoderMaxWindow(maxWindow))
+	zr, err := zstd.NewReader(src, zstd.WithDecoderMaxWindow(MaxWindow))
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading zstd layer: %w", err)
 	}

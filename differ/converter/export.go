@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lazyerofs/lazyerofs/differ/converter/layertar"
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
@@ -109,7 +110,7 @@ func Export(ctx context.Context, src Source, dst Target, opts ExportOptions) (Re
 
 // exportLayer brings one layer to the target as a tar.
 func (c *conversion) exportLayer(ctx context.Context, j *job) (err error) {
-	if !isNative(j.desc.MediaType) {
+	if !chunk.IsNative(j.desc.MediaType) {
 		return c.reuse(ctx, j)
 	}
 	start := time.Now()

@@ -156,7 +156,7 @@ func parseRecord(raw []byte) (*record, error) {
 			return nil, fmt.Errorf("record of a finished layer: %w", err)
 		}
 	}
-	if _, _, err := chunk.ParseEnds(rec.Desc.Annotations[chunk.LabelPinned]); err != nil || !isNative(rec.Desc.MediaType) || rec.Desc.Size <= 0 {
+	if _, _, err := chunk.ParseEnds(rec.Desc.Annotations[chunk.LabelPinned]); err != nil || !chunk.IsNative(rec.Desc.MediaType) || rec.Desc.Size <= 0 {
 		return nil, errors.New("record of a finished layer: it describes no native layer")
 	}
 	rec.Result.desc = rec.Desc

@@ -78,7 +78,7 @@ func FuzzRecord(f *testing.F) {
 			return
 		}
 		require.NoError(t, rec.Desc.Digest.Validate())
-		require.True(t, isNative(rec.Desc.MediaType))
+		require.True(t, chunk.IsNative(rec.Desc.MediaType))
 		require.Positive(t, rec.Desc.Size)
 		again, err := json.Marshal(rec)
 		require.NoError(t, err)

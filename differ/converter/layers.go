@@ -71,7 +71,7 @@ func (c *conversion) layer(ctx context.Context, j *job) error {
 	if c.export != nil {
 		return c.exportLayer(ctx, j)
 	}
-	if isNative(j.desc.MediaType) {
+	if chunk.IsNative(j.desc.MediaType) {
 		return c.native(ctx, j)
 	}
 	if c.keep != nil {
@@ -87,15 +87,6 @@ func (c *conversion) layer(ctx context.Context, j *job) error {
 	return err
 }
 
-// isNative tells layers that are EROFS already.
-func isNative(mediaType string) bool {
-	switch mediaType {
-	case chunk.MediaTypeLayer, chunk.MediaTypeLayerZstd, chunk.MediaTypeDraftLayer, chunk.MediaTypeDraftLayerZstd:
-		return true
-	}
-	return false
-}
-
 // checkLayer refuses what is neither native nor a tar that can be read.
 func checkLayer(l ocispec.Descriptor) error {
 	if err := l.Digest.Validate(); err != nil {
@@ -104,7 +95,7 @@ func checkLayer(l ocispec.Descriptor) error {
 	if l.Size < 0 {
 		return fmt.Errorf("layer %s has a negative size", l.Digest)
 	}
-	if isNative(l.MediaType) {
+	if chunk.IsNative(l.MediaType) {
 		return nil
 	}
 	base, _, _ := strings.Cut(l.MediaType, "+")

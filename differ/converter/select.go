@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazyerofs/lazyerofs/fs/chunk"
 )
 
 // image is one manifest that is converted.
@@ -59,7 +61,7 @@ func (c *conversion) selectImages(ctx context.Context, root ocispec.Descriptor) 
 		return nil, nil, err
 	}
 	for _, img := range imgs {
-		img.tar = c.opts.Output == Index && !slices.ContainsFunc(img.manifest.Layers, func(l ocispec.Descriptor) bool { return isNative(l.MediaType) })
+		img.tar = c.opts.Output == Index && !slices.ContainsFunc(img.manifest.Layers, func(l ocispec.Descriptor) bool { return chunk.IsNative(l.MediaType) })
 		for _, a := range all.attestations {
 			if a.of == img.desc.Digest {
 				img.attestations = append(img.attestations, a)

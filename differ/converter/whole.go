@@ -14,9 +14,6 @@ import (
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
 
-// maxWindow bounds the memory of a decoder, as clients do.
-const maxWindow = 128 << 20
-
 // OpenWhole opens a native layer that may have no chunk index: it reads the blob from
 // its first byte to its last, holds it against its digest, and keeps its image, and what
 // follows that, in an unnamed file in dir; empty means the system's directory for
@@ -59,10 +56,10 @@ func unpackWhole(ctx context.Context, src Source, desc ocispec.Descriptor, w io.
 
 // copyWhole decompresses it where it must be. Nothing reads in any more afterwards.
 func copyWhole(ctx context.Context, w io.Writer, in *checked) (int64, error) {
-	if in.desc.MediaType != chunk.MediaTypeLayerZstd && in.desc.MediaType != chunk.MediaTypeDraftLayerZstd {
+	if !chunk.IsNativeZstd(in.desc.MediaType) {
 		return differ.CopyImage(w, in, chunk.MaxIndexLen)
 	}
-	dec, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow))
+	dec, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(differ.MaxWindow))
 	if err != nil {
 		return 0, err
 	}

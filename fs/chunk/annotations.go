@@ -9,6 +9,18 @@ const (
 	MediaTypeDraftLayerZstd = "application/vnd.erofs+zstd"
 )
 
+// IsNative reports whether layers of this media type are EROFS images, ours or
+// the draft's, compressed or not.
+func IsNative(mediaType string) bool {
+	return mediaType == MediaTypeLayer || mediaType == MediaTypeDraftLayer || IsNativeZstd(mediaType)
+}
+
+// IsNativeZstd reports whether layers of this media type are EROFS images in zstd
+// frames.
+func IsNativeZstd(mediaType string) bool {
+	return mediaType == MediaTypeLayerZstd || mediaType == MediaTypeDraftLayerZstd
+}
+
 // Annotations on a layer descriptor (draft EROFS image spec).
 const (
 	// AnnotationIndexRange is "offset:end" of the chunk index section in the blob.

@@ -44,7 +44,7 @@ func Layer(cfg differ.Config, workDir string) ctd.ConvertFunc {
 		cfg.SpoolDir = workDir
 	}
 	return func(ctx context.Context, cs content.Store, desc ocispec.Descriptor) (*ocispec.Descriptor, error) {
-		if !images.IsLayerType(desc.MediaType) || native(desc.MediaType) {
+		if !images.IsLayerType(desc.MediaType) || chunk.IsNative(desc.MediaType) {
 			return nil, nil
 		}
 		if _, err := images.DiffCompression(ctx, desc.MediaType); err != nil {
@@ -56,14 +56,6 @@ func Layer(cfg differ.Config, workDir string) ctd.ConvertFunc {
 		}
 		return d, nil
 	}
-}
-
-func native(mediaType string) bool {
-	switch mediaType {
-	case chunk.MediaTypeLayer, chunk.MediaTypeLayerZstd, chunk.MediaTypeDraftLayer, chunk.MediaTypeDraftLayerZstd:
-		return true
-	}
-	return false
 }
 
 // convert makes a native layer of a tar in the store.

@@ -15,20 +15,17 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/imagedata"
+	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 	"github.com/lazyerofs/lazyerofs/fs/format"
 )
 
-func isZstd(mediaType string) bool {
-	return mediaType == chunk.MediaTypeLayerZstd || mediaType == chunk.MediaTypeDraftLayerZstd
-}
-
 // kindOf tells how a layer is checked.
 func kindOf(mediaType string) string {
 	switch {
-	case isZstd(mediaType), mediaType == chunk.MediaTypeLayer, mediaType == chunk.MediaTypeDraftLayer:
+	case chunk.IsNative(mediaType):
 		return "native"
 	case images.IsLayerType(mediaType) && !strings.Contains(mediaType, "encrypted"):
 		return "tar"
@@ -213,7 +210,7 @@ func (r *run) chunks(t *task, s *stream, plan *format.Plan, tree io.Writer) erro
 	}
 	t.layer.Chunks = plan.Data.Len()
 	switch {
-	case !isZstd(t.desc.MediaType):
+	case !chunk.IsNativeZstd(t.desc.MediaType):
 		r.diffID(t, t.desc.Digest) // index included; that it is right is for the digest
 	case good:
 		r.uncompressed(t, image.Digest())
@@ -239,9 +236,6 @@ func (r *run) uncompressed(t *task, got digest.Digest) {
 	}
 }
 
-// maxWindow bounds the memory of a decoder, as clients do.
-const maxWindow = 128 << 20
-
 // unindexed checks a layer without chunks.
 func (r *run) unindexed(ctx context.Context, t *task, s *stream) error {
 	data, err := r.cfg.Layers.Open(ctx, t.desc)
@@ -257,11 +251,11 @@ func (r *run) unindexed(ctx context.Context, t *task, s *stream) error {
 		r.layerFault(t, "parser", "layer %s: %v", t.desc.Digest, err)
 		return nil
 	}
-	if !isZstd(t.desc.MediaType) {
+	if !chunk.IsNativeZstd(t.desc.MediaType) {
 		r.diffID(t, t.desc.Digest)
 		return nil
 	}
-	dec, err := zstd.NewReader(s, zstd.WithDecoderMaxWindow(maxWindow))
+	dec, err := zstd.NewReader(s, zstd.WithDecoderMaxWindow(differ.MaxWindow))
 	if err != nil {
 		return r.ofStream(t, s, err)
 	}
