@@ -93,7 +93,7 @@ type unpacking struct {
 	src     io.Reader
 	abort   func() // ends src early
 	f       *os.File
-	implied func(string) (erofs.Attr, bool)
+	implied func(string) (erofs.Attr, bool, error)
 }
 
 // through does what reads the layer, and then ends the reading ahead of it.

@@ -70,8 +70,9 @@ type Config struct {
 	First []string
 	// Implied gives the attributes of a directory that the tar names only as the
 	// parent of something, path without a leading slash. A directory must come
-	// back; false means mode 0755, root's, 1970. nil is always false.
-	Implied func(path string) (erofs.Attr, bool)
+	// back; false means mode 0755, root's, 1970. nil is always false. An error ends
+	// the conversion.
+	Implied func(path string) (erofs.Attr, bool, error)
 	// Progress is called with the number of uncompressed tar bytes read so far, of
 	// what ConvertAt reads where it is with how many have been written; never by two
 	// goroutines at once.

@@ -170,12 +170,20 @@ func TestFirst(t *testing.T) {
 
 func TestImplied(t *testing.T) {
 	res, blob := convertBytes(t, mkTar(t, file("home/user/f", ""), file("etc/f", "")), Config{
-		Implied: func(p string) (erofs.Attr, bool) {
-			return erofs.Attr{Mode: unix.S_IFDIR | 0o700, UID: 7, GID: 8}, p == "home/user"
+		Implied: func(p string) (erofs.Attr, bool, error) {
+			return erofs.Attr{Mode: unix.S_IFDIR | 0o700, UID: 7, GID: 8}, p == "home/user", nil
 		},
 	})
 	require.Equal(t, []string{rootLine, "etc d755 0:0", "etc/f -644 0:0 size=0 nlink=1", "home d755 0:0",
 		"home/user d700 7:8", "home/user/f -644 0:0 size=0 nlink=1"}, list(t, mountImage(t, imageOf(t, blob, res))))
+}
+
+func TestImpliedFails(t *testing.T) {
+	_, err := Convert(t.Context(), bytes.NewReader(mkTar(t, file("a/f", ""))), io.Discard, Config{
+		Implied: func(string) (erofs.Attr, bool, error) { return erofs.Attr{}, false, io.ErrUnexpectedEOF },
+	})
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.ErrorContains(t, err, `looking up directory "a" in the layers below`)
 }
 
 // TestGolden fails when anything changes the bytes of a layer: images would be

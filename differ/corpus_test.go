@@ -74,7 +74,7 @@ func theirs(t testing.TB, src []byte, lower string) (string, error) {
 func ours(t testing.TB, src []byte, lower string) (registry, local string, err error) {
 	t.Helper()
 	res, blob, err := convertTwice(t, src, Config{Level: 1,
-		Implied: func(p string) (erofs.Attr, bool) { a, ok := attrIn(lower, p); return a, ok && a.IsDir() }})
+		Implied: func(p string) (erofs.Attr, bool, error) { a, ok := attrIn(lower, p); return a, ok && a.IsDir(), nil }})
 	snaps := t.TempDir()
 	dir := filepath.Join(snaps, "2")
 	write(t, filepath.Join(dir, MarkerFile), "")

@@ -16,7 +16,7 @@ import (
 // unpacking gives it. Only layers that are here whole are asked, the highest first
 // and none below one that is not: this process must never wait for a read that it
 // answers itself. It is nil when there is no such layer.
-func (d *Differ) implied(mounts []mount.Mount) func(string) (erofs.Attr, bool) {
+func (d *Differ) implied(mounts []mount.Mount) func(string) (erofs.Attr, bool, error) {
 	stack, err := stackOf(mounts)
 	if err != nil || d.cfg.Snapshots == "" || len(stack.dirs) < 2 {
 		return nil
@@ -31,14 +31,14 @@ func (d *Differ) implied(mounts []mount.Mount) func(string) (erofs.Attr, bool) {
 	if local == nil {
 		return nil
 	}
-	return func(path string) (erofs.Attr, bool) {
+	return func(path string) (erofs.Attr, bool, error) {
 		for _, dir := range local {
 			attr, ok := attrIn(dir, path)
 			if ok {
-				return attr, attr.IsDir()
+				return attr, attr.IsDir(), nil
 			}
 		}
-		return erofs.Attr{}, false
+		return erofs.Attr{}, false, nil
 	}
 }
 

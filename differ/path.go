@@ -1,6 +1,7 @@
 package differ
 
 import (
+	"fmt"
 	"path"
 	"strings"
 
@@ -124,7 +125,11 @@ func (t *ingest) mkdirs(name, dir string) error {
 	}
 	attr := erofs.Attr{Mode: unix.S_IFDIR | 0o755}
 	if t.implied != nil {
-		if a, ok := t.implied(dir); ok && a.IsDir() {
+		a, ok, err := t.implied(dir)
+		if err != nil {
+			return fmt.Errorf("looking up directory %.80q in the layers below: %w", dir, err)
+		}
+		if ok && a.IsDir() {
 			attr = a
 		}
 	}

@@ -26,7 +26,7 @@ type dataSink interface {
 type ingest struct {
 	b       *erofs.Builder
 	sink    dataSink
-	implied func(string) (erofs.Attr, bool)
+	implied func(string) (erofs.Attr, bool, error)
 	each    func(*tar.Header) error // may be nil; sees every header first
 	targets map[erofs.Inode]string  // of symbolic links
 	marks   marks
@@ -37,7 +37,7 @@ type ingest struct {
 	fresh        bool
 }
 
-func newIngest(sink dataSink, implied func(string) (erofs.Attr, bool)) *ingest {
+func newIngest(sink dataSink, implied func(string) (erofs.Attr, bool, error)) *ingest {
 	return &ingest{
 		b:       erofs.NewBuilder(),
 		sink:    sink,
