@@ -3,12 +3,14 @@ package converter
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lazyerofs/lazyerofs/differ"
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
@@ -18,8 +20,9 @@ import (
 // Some tools leave out of a layer the directories that lower layers have, as
 // Bazel's rules do. Unpacking such a layer keeps the lower directory's owner,
 // mode and time; an EROFS layer must name the directory, so it must name it
-// with those attributes. They are looked up in the metadata of the converted
-// layers below, which is parsed only if a layer above asks.
+// with those attributes. They are looked up in the metadata of the layers below,
+// which is parsed only if a layer above asks. Of a native layer that is carried over
+// the whole blob is read then: its metadata alone could not be held against its digest.
 
 // dirs answers for the directories of one converted layer.
 type dirs struct {
@@ -28,6 +31,7 @@ type dirs struct {
 	form      differ.Form
 	metaSize  int64
 	imageSize int64
+	whole     func(context.Context) (*ImageData, error) // of a layer that is carried over
 
 	once    sync.Once
 	entries map[string]dirEntry
@@ -59,34 +63,62 @@ func (d *dirs) restore(meta []byte, form differ.Form, res LayerResult) {
 	d.meta, d.form, d.metaSize, d.imageSize = meta, form, res.MetaSize, res.ImageSize
 }
 
-// load parses the metadata, once.
-func (d *dirs) load() error {
+// load parses the metadata, once. A layer that nothing is known of has no entries.
+func (d *dirs) load(ctx context.Context) error {
 	d.once.Do(func() {
-		if d.meta == nil { // a native layer that passed through
-			return
-		}
-		image := d.meta
-		if d.form == differ.Zstd {
-			dec, err := zstd.NewReader(bytes.NewReader(d.meta))
-			if err != nil {
+		switch {
+		case d.meta != nil:
+			d.entries, d.err = d.parse()
+			d.meta = nil
+		case d.whole != nil:
+			data, err := d.whole(ctx)
+			if data == nil || err != nil {
 				d.err = err
 				return
 			}
-			defer dec.Close()
-			image = make([]byte, d.metaSize)
-			if _, d.err = io.ReadFull(dec, image); d.err != nil {
-				return
-			}
+			d.entries, d.err = listDirs(data.Tree)
+			d.err = errors.Join(d.err, data.Close())
 		}
-		d.meta = nil
-		parsed, err := erofs.Parse(bytes.NewReader(image), erofs.DefaultPolicy(d.imageSize))
-		if err != nil {
-			d.err = err
-			return
-		}
-		d.entries, d.err = listDirs(parsed.Tree)
 	})
 	return d.err
+}
+
+// parse reads the metadata that keep or restore remembered.
+func (d *dirs) parse() (map[string]dirEntry, error) {
+	image := d.meta
+	if d.form == differ.Zstd {
+		dec, err := zstd.NewReader(bytes.NewReader(d.meta))
+		if err != nil {
+			return nil, err
+		}
+		defer dec.Close()
+		image = make([]byte, d.metaSize)
+		if _, err := io.ReadFull(dec, image); err != nil {
+			return nil, err
+		}
+	}
+	policy := erofs.DefaultPolicy(d.imageSize)
+	policy.MetaHint = int64(len(image)) // what follows is not here
+	parsed, err := erofs.Parse(bytes.NewReader(image), policy)
+	if err != nil {
+		return nil, err
+	}
+	return listDirs(parsed.Tree)
+}
+
+// wholeOf returns what reads a native layer of the source for its directories. What
+// the strict parser refuses is nil, after a warning.
+func (c *conversion) wholeOf(desc ocispec.Descriptor) func(context.Context) (*ImageData, error) {
+	return func(ctx context.Context) (*ImageData, error) {
+		data, err := OpenWhole(ctx, c.src, desc, c.opts.WorkDir)
+		var refused *erofs.RefusedError
+		if errors.As(err, &refused) {
+			c.warn("layer %s cannot be read, so that directories of it that a layer above names only as parents have mode 0755 and are root's: %v",
+				desc.Digest, err)
+			return nil, nil
+		}
+		return data, err
+	}
 }
 
 // listDirs collects the directories and whiteouts of a tree.
@@ -123,24 +155,23 @@ func (d *dirs) find(path string) (attr erofs.Attr, found, decided bool) {
 
 // implied returns the callback for a layer that lies on below, the nearest
 // last. It waits for layers that are still being converted; those were begun
-// earlier and wait only for still earlier ones. An error in one of them ends
-// the conversion anyway, so it is not told here.
-func implied(ctx context.Context, below []*job) func(string) (erofs.Attr, bool) {
-	return func(path string) (erofs.Attr, bool) {
+// earlier and wait only for still earlier ones.
+func implied(ctx context.Context, below []*job) func(string) (erofs.Attr, bool, error) {
+	return func(path string) (erofs.Attr, bool, error) {
 		for i := len(below) - 1; i >= 0; i-- {
 			d := &below[i].dirs
 			select {
 			case <-d.ready:
 			case <-ctx.Done():
-				return erofs.Attr{}, false
+				return erofs.Attr{}, false, context.Cause(ctx)
 			}
-			if d.load() != nil {
-				return erofs.Attr{}, false
+			if err := d.load(ctx); err != nil {
+				return erofs.Attr{}, false, fmt.Errorf("layer %s: %w", below[i].desc.Digest, err)
 			}
 			if attr, found, decided := d.find(path); decided {
-				return attr, found
+				return attr, found, nil
 			}
 		}
-		return erofs.Attr{}, false
+		return erofs.Attr{}, false, nil
 	}
 }

@@ -88,7 +88,7 @@ func (k *keep) path(key, ext string) string { return filepath.Join(k.dir, key+".
 func keyOf(j *job, cfg differ.Config) string {
 	h := sha256.New()
 	put := func(s string) { fmt.Fprintf(h, "%d:%s,", len(s), s) }
-	put("lazyerofs layer 1")
+	put("lazyerofs layer 2") // another number whenever the same layers give other bytes
 	put(writerVersion())
 	put(differ.ZstdEncoder)
 	put(cfg.Form.String())

@@ -26,6 +26,7 @@ func hasIndex(d ocispec.Descriptor) bool {
 // carried over, for containerd may still mount it.
 func (c *conversion) native(ctx context.Context, j *job) error {
 	if hasIndex(j.desc) {
+		j.dirs.whole = c.wholeOf(j.desc)
 		return c.reuse(ctx, j)
 	}
 	data, err := OpenWhole(ctx, c.src, j.desc, c.opts.WorkDir)
