@@ -116,6 +116,12 @@ type archiveTarget struct {
 }
 
 func newArchiveTarget(name, file, tag string) (*archiveTarget, error) {
+	if fi, err := os.Stat(file); err == nil && !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: %s: %s is not a file, so it is not replaced; name another", ErrLocation, name, file)
+	}
+	if to, err := filepath.EvalSymlinks(file); err == nil {
+		file = to // the link stays
+	}
 	// Beside the file, so that the space is where the user wants the image.
 	s, err := newScratch(filepath.Dir(file), ".lazyerofs-archive-")
 	if err != nil {

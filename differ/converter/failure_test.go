@@ -118,6 +118,9 @@ func TestFullDisk(t *testing.T) {
 			require.Equal(t, strings.HasPrefix(opts.WorkDir, small), strings.Contains(err.Error(), "--work-dir"), err.Error())
 			left, err := os.ReadDir(small)
 			require.NoError(t, err)
+			half, err := filepath.Glob(filepath.Join(small, "layout/ingest/*"))
+			require.NoError(t, err)
+			require.Empty(t, half, "what was begun takes no space")
 			for _, n := range left {
 				require.NoError(t, os.RemoveAll(filepath.Join(small, n.Name())))
 			}

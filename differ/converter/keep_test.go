@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazyerofs/lazyerofs/fs/chunk"
+	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
 // TestScratchOfAKilledProcessGoes makes the directory of a process that ended
@@ -41,22 +42,49 @@ func TestScratchOfAKilledProcessGoes(t *testing.T) {
 	require.NoDirExists(t, live.dir)
 }
 
+// TestScratchOfOthersStays has a directory of another user in one where everybody may
+// make some, which this user could lock but not remove.
+func TestScratchOfOthersStays(t *testing.T) {
+	testenv.RequireRoot(t)
+	parent := t.TempDir()
+	others := filepath.Join(parent, "x-others")
+	require.NoError(t, os.Mkdir(others, 0o755))
+	require.NoError(t, os.Chown(others, 65534, 65534))
+	long := time.Now().Add(-time.Hour)
+	require.NoError(t, os.Chtimes(others, long, long))
+	s, err := newScratch(parent, "x-")
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	require.DirExists(t, others)
+}
+
 func TestIngestOfAKilledProcessGoes(t *testing.T) {
 	target, err := newLayoutTarget("x", t.TempDir(), "x")
 	require.NoError(t, err)
 	ingest := filepath.Join(target.dir, "ingest")
 	require.NoError(t, os.MkdirAll(ingest, 0o700))
-	old, young := filepath.Join(ingest, "old"), filepath.Join(ingest, "young")
-	for _, f := range []string{old, young} {
-		require.NoError(t, os.WriteFile(f, nil, 0o600))
+	at := func(name string, mode os.FileMode) string {
+		f := filepath.Join(ingest, name)
+		require.NoError(t, os.WriteFile(f, nil, mode))
+		return f
 	}
+	old, whole, torn, writing := at("a_1", 0o444), at("a_2", 0o444), at("a_3", 0o600), at("b_4", 0o600)
 	long := time.Now().Add(-48 * time.Hour)
 	require.NoError(t, os.Chtimes(old, long, long))
-	target.sweepIngest()
+	w, err := os.OpenFile(writing, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	target.sweepIngest("b_")
+	for _, f := range []string{old, whole, torn, writing} {
+		require.FileExists(t, f)
+	}
+	target.sweepIngest("")
 	require.NoFileExists(t, old)
-	require.FileExists(t, young)
-	require.NoError(t, os.Remove(young))
-	target.sweepIngest()
+	require.NoFileExists(t, torn)
+	require.FileExists(t, whole, "it is about to get its name")
+	require.FileExists(t, writing)
+	require.NoError(t, w.Close())
+	require.NoError(t, os.Remove(whole))
+	target.sweepIngest("")
 	require.NoDirExists(t, ingest)
 }
 

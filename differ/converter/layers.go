@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -125,13 +126,19 @@ func (c *conversion) copyBlob(ctx context.Context, d ocispec.Descriptor, report 
 	if err := d.Digest.Validate(); err != nil {
 		return false, fmt.Errorf("descriptor in %s: %w", c.src, err)
 	}
-	return c.dst.Put(ctx, mountable(d, c.src, c.dst), func(ctx context.Context) (io.ReadCloser, error) {
+	var in *checked
+	existed, err = c.dst.Put(ctx, mountable(d, c.src, c.dst), func(ctx context.Context) (io.ReadCloser, error) {
 		rc, err := c.src.Open(ctx, d)
 		if err != nil {
 			return nil, err
 		}
-		return newChecked(ctx, rc, d, report), nil
+		in = newChecked(ctx, rc, d, report)
+		return in, nil
 	})
+	if err != nil && in != nil && in.other.Load() {
+		return false, errOtherBytes // the target's words are about itself
+	}
+	return existed, err
 }
 
 // convert makes a native layer of a tar and puts it.
@@ -237,9 +244,10 @@ func (c *counting) Close() error { return nil }
 // descriptor.
 type checked struct {
 	counting
-	rc   io.Closer
-	sum  digest.Verifier
-	desc ocispec.Descriptor
+	rc    io.Closer
+	sum   digest.Verifier
+	desc  ocispec.Descriptor
+	other atomic.Bool // more bytes came, or all did and are not those of the descriptor
 }
 
 func newChecked(ctx context.Context, rc io.ReadCloser, desc ocispec.Descriptor, report func(int64)) *checked {
@@ -248,6 +256,15 @@ func newChecked(ctx context.Context, rc io.ReadCloser, desc ocispec.Descriptor, 
 		counting: counting{ctx: ctx, r: io.TeeReader(rc, v), report: report},
 		rc:       rc, sum: v, desc: desc,
 	}
+}
+
+// Read notes whether what came is something else than the descriptor says.
+func (c *checked) Read(p []byte) (int, error) {
+	n, err := c.counting.Read(p)
+	if c.n > c.desc.Size || errors.Is(err, io.EOF) && (c.n != c.desc.Size || !c.sum.Verified()) {
+		c.other.Store(true)
+	}
+	return n, err
 }
 
 // maxJudge is how much of a layer that failed to convert is still read to tell

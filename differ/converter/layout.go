@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -17,6 +18,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 	"oras.land/oras-go/v2/content/oci"
 	"oras.land/oras-go/v2/errdef"
 )
@@ -155,23 +157,38 @@ func (t *layoutTarget) Put(ctx context.Context, desc ocispec.Descriptor, open fu
 	if ok, err := t.store.Exists(ctx, desc); err != nil || ok {
 		return ok, err
 	}
-	rc, err := open(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer rc.Close()
-	err = t.store.Push(ctx, desc, rc)
-	if errors.Is(err, errdef.ErrAlreadyExists) {
-		return true, nil
-	}
-	if err != nil {
+	for again := true; ; {
+		rc, err := open(ctx)
+		if err != nil {
+			return false, err
+		}
+		err = errors.Join(t.store.Push(ctx, desc, rc), rc.Close())
+		switch {
+		case err == nil:
+			return false, nil
+		case errors.Is(err, errdef.ErrAlreadyExists):
+			return true, nil
+		case errors.Is(err, fs.ErrNotExist) && again: // who has just finished took the directory away
+			again = false
+			continue
+		}
+		t.sweepIngest(desc.Digest.Encoded() + "_") // where oras leaves what it began, and with it the space
 		return false, fmt.Errorf("writing %s into %s: %w", desc.Digest, t.name, err)
 	}
-	return false, nil
 }
 
-// Finish names root in index.json, in place of what had the name before.
-func (t *layoutTarget) Finish(_ context.Context, root ocispec.Descriptor, _ []byte) error {
+// Finish names root in index.json, in place of what had the name before. Others who
+// write a name into the same layout wait for each other.
+func (t *layoutTarget) Finish(_ context.Context, root ocispec.Descriptor, _ []byte) (err error) {
+	lock, err := lockDir(t.dir, unix.LOCK_EX)
+	switch {
+	case err == nil:
+		defer func() { err = errors.Join(err, lock.Close()) }()
+	case errors.Is(err, unix.ENOLCK), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EBADF):
+		// NFS has no locks on directories. There it is as it is with other tools.
+	default:
+		return fmt.Errorf("naming an image in OCI layout %s: %w", t.dir, err)
+	}
 	idx, err := readIndex(t.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("reading OCI layout %s: %w", t.dir, err)
@@ -194,29 +211,50 @@ func (t *layoutTarget) Finish(_ context.Context, root ocispec.Descriptor, _ []by
 	if err := writeFile(filepath.Join(t.dir, ocispec.ImageLayoutFile), layout); err != nil {
 		return err
 	}
-	t.sweepIngest()
+	t.sweepIngest("")
 	return writeFile(filepath.Join(t.dir, ocispec.ImageIndexFile), raw)
 }
 
-// sweepIngest removes the directory where blobs were written before they had
-// their names, and what conversions that were killed left in it. What another
-// one is writing stays.
-func (t *layoutTarget) sweepIngest() {
+// sweepIngest removes what conversions that failed or were killed left in the
+// directory where blobs are written before they have their names: the files whose
+// name starts with prefix and that nobody writes any more. Those that are whole are
+// about to get their names. Without files the directory goes, too.
+func (t *layoutTarget) sweepIngest(prefix string) {
 	dir := filepath.Join(t.dir, "ingest")
 	names, err := os.ReadDir(dir)
 	if err != nil {
 		return
 	}
 	for _, n := range names {
-		if fi, err := n.Info(); err == nil && time.Since(fi.ModTime()) > maxIngest {
-			_ = os.Remove(filepath.Join(dir, n.Name()))
+		path := filepath.Join(dir, n.Name())
+		fi, err := n.Info()
+		if err != nil || !strings.HasPrefix(n.Name(), prefix) {
+			continue
+		}
+		whole := fi.Mode()&0o222 == 0
+		if time.Since(fi.ModTime()) > maxIngest || !whole && unused(path) {
+			_ = os.Remove(path)
 		}
 	}
-	_ = os.Remove(dir)
+	if prefix == "" {
+		_ = os.Remove(dir)
+	}
 }
 
-// maxIngest is how long a blob that nobody writes to any more stays in ingest.
+// maxIngest is how long a whole blob without its name stays in ingest.
 const maxIngest = 24 * time.Hour
+
+// unused reports whether nobody has the file open; false where the file system
+// cannot tell. A lease on writing is given only then (fcntl(2), F_SETLEASE).
+func unused(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
+	return err == nil
+}
 
 // writeFile replaces a file in one step, so that a reader sees the old or the
 // new content.

@@ -85,9 +85,13 @@ func TestResumeConvertsNothingAgain(t *testing.T) {
 		for _, l := range again.Images[0].Layers {
 			require.True(t, l.Existed)
 		}
+		uploads := 0
 		for _, r := range reg.Log() {
-			require.False(t, r.Method == http.MethodPut && strings.Contains(r.Path, "/blobs/uploads/") && r.Bytes > 4096, "%+v", r)
+			if r.Method == http.MethodPut && strings.Contains(r.Path, "/blobs/uploads/") {
+				uploads++
+			}
 		}
+		require.LessOrEqual(t, uploads, 1, "the config at most")
 		requireWhole(t, to, root(t, to))
 	}
 	// Where the bytes are nowhere, the layers must be converted, from what is gone.

@@ -3,9 +3,11 @@ package converter
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,27 +38,30 @@ func newScratch(parent, prefix string) (*scratch, error) {
 	if err != nil {
 		return nil, err
 	}
-	lock, err := lockDir(dir)
+	lock, err := lockDir(dir, unix.LOCK_EX|unix.LOCK_NB)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return &scratch{dir: dir, lock: lock}, nil
 }
 
-// lockDir locks dir, or fails at once.
-func lockDir(dir string) (*os.File, error) {
+// lockDir locks dir as flock(2) does with these flags.
+func lockDir(dir string, how int) (*os.File, error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		err = unix.Flock(int(f.Fd()), how)
+	}
+	if err != nil {
 		return nil, errors.Join(&os.PathError{Op: "lock", Path: dir, Err: err}, f.Close())
 	}
 	return f, nil
 }
 
-// sweep removes the directories of processes that ended without Close. What
-// cannot be locked or read is somebody else's.
+// sweep removes the directories of processes of this user that ended without Close.
+// In a directory that everybody may write to there are those of others.
 func sweep(parent, prefix string, before time.Time) error {
 	names, err := os.ReadDir(parent)
 	if err != nil {
@@ -67,11 +72,11 @@ func sweep(parent, prefix string, before time.Time) error {
 			continue
 		}
 		fi, err := n.Info()
-		if err != nil || fi.ModTime().After(before) {
+		if err != nil || fi.ModTime().After(before) || !mine(fi) {
 			continue
 		}
 		dir := filepath.Join(parent, n.Name())
-		lock, err := lockDir(dir)
+		lock, err := lockDir(dir, unix.LOCK_EX|unix.LOCK_NB)
 		if err != nil {
 			continue
 		}
@@ -80,6 +85,12 @@ func sweep(parent, prefix string, before time.Time) error {
 		}
 	}
 	return nil
+}
+
+// mine reports whether a file belongs to the user of this process.
+func mine(fi fs.FileInfo) bool {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == os.Geteuid()
 }
 
 // Close removes the directory. It may be called again, and on nil.

@@ -113,6 +113,13 @@ func TestArchivesAreReproducible(t *testing.T) {
 		_, err := run(t, "oci:"+l.dir, "oci-archive:"+filepath.Join(dir, name), host)
 		require.NoError(t, err)
 	}
+	require.NoError(t, os.Symlink("b.tar", filepath.Join(dir, "link")))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "b.tar"), []byte("old"), 0o600))
+	_, err := run(t, "oci:"+l.dir, "oci-archive:"+filepath.Join(dir, "link"), host)
+	require.NoError(t, err)
+	to, err := os.Readlink(filepath.Join(dir, "link"))
+	require.NoError(t, err)
+	require.Equal(t, "b.tar", to)
 	a, err := os.ReadFile(filepath.Join(dir, "a.tar"))
 	require.NoError(t, err)
 	b, err := os.ReadFile(filepath.Join(dir, "b.tar"))
@@ -120,7 +127,7 @@ func TestArchivesAreReproducible(t *testing.T) {
 	require.Equal(t, a, b)
 	names, err := os.ReadDir(dir)
 	require.NoError(t, err)
-	require.Len(t, names, 2, "nothing but the archives")
+	require.Len(t, names, 3, "nothing but the archives and the link")
 }
 
 // TestInterruptedLeavesNothing cancels in every phase of a conversion into an
