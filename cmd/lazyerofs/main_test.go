@@ -18,6 +18,7 @@ func runCLI(args ...string) (code int, stdout, stderr string) {
 func TestUsageErrorsExitWith2(t *testing.T) {
 	for _, args := range [][]string{
 		{"nonsense"}, {"mount"}, {"mount", "only-one"}, {"umount"}, {"doctor", "--nonsense"}, {"inspect", "a", "b"},
+		{"merge", "oci:absent", "-o", t.TempDir()},
 	} {
 		code, _, stderr := runCLI(args...)
 		require.Equal(t, exitUsage, code, "%v", args)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -31,6 +32,7 @@ IMAGE's native EROFS layers: whiteouts are applied, hard links kept. File data
 stays where it is: FILE is mounted with the layers' image data as devices, in
 the order that is printed. Only metadata is fetched, and each layer is checked as
 for a mount. IMAGE is written as for convert. The same image gives the same bytes.
+A regular file FILE is replaced, through symbolic links; anything else is refused.
 
 The image data of a raw layer is its blob; that of a +zstd layer is what zstd -d
 makes of the blob. --data fetches both and checks every chunk. A mount(8) that
@@ -72,6 +74,10 @@ func mergeImage(ctx context.Context, o *mergeFlags, from string, stdout io.Write
 	defer closeInto(&err, src)
 	c.Layers = src.layers
 	report, err := merge.Run(ctx, c)
+	var place *merge.PlaceError
+	if errors.As(err, &place) {
+		return usageError{place}
+	}
 	if err != nil {
 		return fmt.Errorf("merging %s: %w", from, err)
 	}

@@ -1,7 +1,6 @@
 package merge
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -83,8 +82,12 @@ type layer struct {
 	data *converter.ImageData
 }
 
-// Run merges an image.
+// Run merges an image. What must not be replaced at the places that are to be written
+// gives a *PlaceError before anything is read.
 func Run(ctx context.Context, c Config) (_ *Report, err error) {
+	if err := c.places(); err != nil {
+		return nil, err
+	}
 	picked, err := converter.Pick(ctx, c.Layers.Source, c.Platform)
 	if err != nil {
 		return nil, err
@@ -92,6 +95,9 @@ func Run(ctx context.Context, c Config) (_ *Report, err error) {
 	r := &Report{
 		Image: c.Layers.Source.String(), Manifest: picked.Desc.Digest,
 		Platform: platforms.Format(picked.Config.Platform), Output: c.Output,
+	}
+	if err := c.dataPlaces(picked.Manifest.Layers); err != nil {
+		return nil, err
 	}
 	layers, err := open(ctx, c.Layers, picked.Manifest.Layers)
 	defer func() {
@@ -120,6 +126,45 @@ func Run(ctx context.Context, c Config) (_ *Report, err error) {
 		return r, nil
 	}
 	return r, r.writeData(ctx, layers, c.DataDir)
+}
+
+// places looks at what is there already where something is to be written.
+func (c *Config) places() error {
+	at, err := replaceable(c.Output)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(parent(at)); err != nil {
+		return fmt.Errorf("making %s: %w", c.Output, err)
+	}
+	if c.DataDir == "" {
+		return nil
+	}
+	if st, err := os.Stat(c.DataDir); err == nil && !st.IsDir() {
+		return &PlaceError{c.DataDir, "is not a directory; name one for the image data"}
+	}
+	return nil
+}
+
+// dataPlaces is places for the files of image data.
+func (c *Config) dataPlaces(list []ocispec.Descriptor) error {
+	if c.DataDir == "" {
+		return nil
+	}
+	for i, desc := range list {
+		if err := desc.Digest.Validate(); err != nil {
+			return fmt.Errorf("layer %d, digest %.80q: %w", i+1, desc.Digest, err)
+		}
+		if _, err := replaceable(dataFile(c.DataDir, desc.Digest)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dataFile is where the image data of a layer is written to.
+func dataFile(dir string, layer digest.Digest) string {
+	return filepath.Join(dir, layer.Encoded()+".erofs")
 }
 
 // open opens all layers. What it opened is returned also with an error.
@@ -187,7 +232,7 @@ func (r *Report) writeData(ctx context.Context, layers []layer, dir string) erro
 	}
 	for i, l := range layers {
 		d := &r.Devices[i]
-		d.File = filepath.Join(dir, d.Layer.Encoded()+".erofs")
+		d.File = dataFile(dir, d.Layer)
 		if err := create(d.File, func(w io.Writer) error {
 			_, err := io.Copy(w, imagedata.Stoppable(ctx, io.NewSectionReader(l.data.Data, 0, l.data.Size)))
 			return err
@@ -196,29 +241,4 @@ func (r *Report) writeData(ctx context.Context, layers []layer, dir string) erro
 		}
 	}
 	return nil
-}
-
-// create writes a file that appears whole or not at all.
-func create(name string, fill func(io.Writer) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*")
-	if err != nil {
-		return fmt.Errorf("making %s: %w", name, err)
-	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("writing %s: %w", name, errors.Join(err, os.Remove(f.Name())))
-		}
-	}()
-	w := bufio.NewWriterSize(f, 1<<20)
-	err = fill(w)
-	if err == nil {
-		err = w.Flush()
-	}
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
 }
