@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/continuity/fs"
+	"github.com/containerd/errdefs"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -189,11 +190,20 @@ func (s *Snapshotter) diskUsage(ctx context.Context, id string) (snapshots.Usage
 	return snapshots.Usage(du), nil
 }
 
-// Walk calls fn for each snapshot that matches the filters.
+// Walk calls fn for each snapshot that matches the filters; of a store that never had
+// one that is none.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
-	return s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
-		return storage.WalkInfo(ctx, fn, filters...)
+	called := false
+	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		return storage.WalkInfo(ctx, func(ctx context.Context, i snapshots.Info) error {
+			called = true
+			return fn(ctx, i)
+		}, filters...)
 	})
+	if !called && errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // Remove forgets a snapshot. Its directory and its mount go with the next

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
 	_ "github.com/containerd/containerd/v2/pkg/testutil" // -test.root
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -39,6 +40,25 @@ func serve(sock string, s snapshots.Snapshotter) (snapshots.Snapshotter, func() 
 		return <-done
 	}
 	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "lazyerofs"), stop, nil
+}
+
+// TestWalkOfAnEmptyStore: a client cannot tell the store's error from any other, for
+// the service does not hand on its class.
+func TestWalkOfAnEmptyStore(t *testing.T) {
+	dir := t.TempDir()
+	s, err := New(filepath.Join(dir, "r"), newFakeFS(t), Config{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, s.Close()) }()
+	p, stop, err := serve(filepath.Join(dir, "sock"), s)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, stop()) }()
+	none := func(context.Context, snapshots.Info) error { return errdefs.ErrNotFound }
+	require.NoError(t, p.Walk(t.Context(), none))
+	_, err = s.Prepare(t.Context(), "one", "")
+	require.NoError(t, err)
+	require.ErrorIs(t, s.Walk(t.Context(), none), errdefs.ErrNotFound, "the caller's own error")
+	require.NoError(t, s.Remove(t.Context(), "one"))
+	require.NoError(t, p.Walk(t.Context(), none))
 }
 
 // The suite runs as "erofs": the name tells it which overlayfs limits to allow for.
