@@ -130,6 +130,9 @@ func newUmountCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if inst.Untouched(cmd.Context()) {
+				return mounts.NotMounted(args[0])
+			}
 			if choose.rootless {
 				return umountRootless(cmd.Context(), inst, args[0])
 			}

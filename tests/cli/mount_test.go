@@ -136,6 +136,27 @@ func TestMountRefusesTarLayersWithOneSentence(t *testing.T) {
 	r.waitStopped()
 }
 
+// TestUmountOfNothingLeavesNothing: no daemon is started where none ever was, and one
+// that is started to look does not stay.
+func TestUmountOfNothingLeavesNothing(t *testing.T) {
+	r := newRig(t)
+	at, state := r.mkdir("mnt"), filepath.Join(r.dir, "state")
+	refused := func() {
+		t.Helper()
+		out, err := r.lazyerofs("umount", at)
+		require.Error(t, err)
+		require.Equal(t, "lazyerofs: no image is mounted at "+at+" by lazyerofs\n", out)
+		r.waitStopped()
+	}
+	refused()
+	require.NoDirExists(t, state)
+	require.NoError(t, os.Mkdir(state, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(state, "config.toml"), nil, 0o600))
+	refused()
+	require.FileExists(t, filepath.Join(state, "daemon.log"), "a daemon has looked")
+	refused()
+}
+
 func TestMountOutlivesItsDaemon(t *testing.T) {
 	r := newRig(t)
 	at, truth := r.mkdir("mnt"), r.mkdir("truth")

@@ -226,7 +226,7 @@ func (c *Client) Unmount(ctx context.Context, dir string) error {
 	key := viewPrefix + abs
 	if _, err := c.Snapshotter.Stat(ctx, key); err != nil {
 		if errdefs.IsNotFound(err) {
-			return fmt.Errorf("no image is mounted at %s by lazyerofs", abs)
+			return notMounted(abs)
 		}
 		return fmt.Errorf("looking for the mount at %s: %w", abs, err)
 	}
@@ -235,6 +235,17 @@ func (c *Client) Unmount(ctx context.Context, dir string) error {
 	}
 	return c.release(ctx, key)
 }
+
+// NotMounted is the error of Unmount where there can be no mount at dir.
+func NotMounted(dir string) error {
+	abs, err := Resolve(dir)
+	if err != nil {
+		return err
+	}
+	return notMounted(abs)
+}
+
+func notMounted(abs string) error { return fmt.Errorf("no image is mounted at %s by lazyerofs", abs) }
 
 // release removes the snapshot key and then every layer below it that nothing
 // else stands on.
@@ -272,7 +283,7 @@ func (c *Client) Dirs(ctx context.Context) ([]string, error) {
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil && !errdefs.IsNotFound(err) { // as of a store that nothing was ever put in
 		return nil, fmt.Errorf("listing mounts: %w", err)
 	}
 	return dirs, nil

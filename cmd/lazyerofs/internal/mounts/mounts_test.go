@@ -137,10 +137,16 @@ func TestMountRefuses(t *testing.T) {
 	require.ErrorContains(t, c.Mount(t.Context(), newImage("a"), filepath.Join(file, "x"), false), "finding directory")
 
 	dir := t.TempDir()
-	require.ErrorContains(t, c.Unmount(t.Context(), dir), "no image is mounted at "+dir)
+	require.EqualError(t, c.Unmount(t.Context(), dir), "no image is mounted at "+dir+" by lazyerofs")
+	require.EqualError(t, NotMounted(dir), "no image is mounted at "+dir+" by lazyerofs")
+	require.ErrorContains(t, NotMounted(dir+"/x"), "finding directory")
+	fresh, _ := newClient(t)
+	dirs, err := fresh.Dirs(t.Context())
+	require.NoError(t, err, "there is no list yet")
+	require.Empty(t, dirs)
 
 	var notLazy *NotLazyError
-	err := c.Mount(t.Context(), newImage("a", "!b"), dir, false)
+	err = c.Mount(t.Context(), newImage("a", "!b"), dir, false)
 	require.ErrorAs(t, err, &notLazy)
 	require.Equal(t, digest.FromString("layer !b").String(), notLazy.Layer)
 	require.ErrorContains(t, err, "lazyerofs convert localhost/test:1 DST")

@@ -74,6 +74,13 @@ func (i Instance) Answers(ctx context.Context) error {
 	return nil
 }
 
+// Untouched reports that no daemon runs and that none was ever started with this
+// root: nothing can be mounted.
+func (i Instance) Untouched(ctx context.Context) bool {
+	_, err := os.Lstat(i.configFile())
+	return errors.Is(err, fs.ErrNotExist) && errors.Is(i.Answers(ctx), fs.ErrNotExist)
+}
+
 // Ensure connects to the daemon and starts it first when none answers.
 func (i Instance) Ensure(ctx context.Context) (*grpc.ClientConn, error) {
 	if err := i.Start(ctx); err != nil {
