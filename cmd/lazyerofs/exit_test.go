@@ -1,8 +1,11 @@
 package main
 
 import (
+	"fmt"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -53,4 +56,50 @@ func TestExitCodesTellScriptsWhatWentWrong(t *testing.T) {
 	convert(exitNoSpace, "no space left on the disk that holds "+full, "--work-dir", full, from, to)
 	convert(exitNoSpace, "no space left on the disk that holds "+full, from, "oci:"+full)
 	convert(exitError, "no such file", "oci:/nonexistent", to)
+}
+
+// TestMergeOntoAFullDisk: each place that it writes to may be full.
+func TestMergeOntoAFullDisk(t *testing.T) {
+	testenv.RequireRoot(t)
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	full, dir := t.TempDir(), t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", full, "tmpfs", 0, "size=4k"))
+	defer func() { require.NoError(t, unix.Unmount(full, 0)) }()
+	require.NoError(t, os.WriteFile(filepath.Join(full, "filler"), make([]byte, 4<<10), 0o600))
+	lazy := "oci:" + filepath.Join(dir, "lazy")
+	code, _, stderr := runCLI("convert", "-q", "oci:"+tinyImage(t).Dir, lazy)
+	require.Equal(t, exitOK, code, stderr)
+	for file, args := range map[string][]string{
+		"m":                    {"-o", filepath.Join(full, "m")},
+		"[0-9a-f]{64}\\.erofs": {"-o", filepath.Join(dir, "m"), "--data", full},
+	} {
+		code, out, stderr := runCLI(append([]string{"merge", lazy}, args...)...)
+		require.Equal(t, exitNoSpace, code, stderr)
+		require.Empty(t, out)
+		require.Regexp(t, "^lazyerofs: merging "+lazy+": .*no space left on the disk that holds "+full+"/"+file+"; free some\n$", stderr)
+		left, err := os.ReadDir(full)
+		require.NoError(t, err)
+		require.Len(t, left, 1)
+	}
+}
+
+func TestFullDisksAreNamed(t *testing.T) {
+	at := func(path string) error {
+		return fmt.Errorf("doing: %w", &fs.PathError{Op: "write", Path: path, Err: unix.EDQUOT})
+	}
+	for _, c := range []struct {
+		err        error
+		work, want string
+	}{
+		{at("/work/x"), "/work", "no space left on the disk that holds /work/x; free some, or name a directory on another disk with --work-dir"},
+		{at("/works/x"), "/work", "no space left on the disk that holds /works/x; free some"},
+		{at(os.TempDir() + "/x"), "", "no space left on the disk that holds " + os.TempDir() + "/x; free some, or name a directory on another disk with --work-dir"},
+		{unix.ENOSPC, "/work", "no space left on the disk; free some"},
+	} {
+		err := ofSpace(c.err, c.work)
+		require.EqualError(t, err, c.want)
+		require.ErrorIs(t, err, c.err)
+		require.Equal(t, exitNoSpace, exitCode(err))
+	}
+	require.Equal(t, unix.EIO, ofSpace(unix.EIO, ""))
 }

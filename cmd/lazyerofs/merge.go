@@ -79,7 +79,7 @@ func mergeImage(ctx context.Context, o *mergeFlags, from string, stdout io.Write
 		return usageError{place}
 	}
 	if err != nil {
-		return fmt.Errorf("merging %s: %w", from, err)
+		return fmt.Errorf("merging %s: %w", from, ofSpace(err, work))
 	}
 	if o.asJSON {
 		return printJSON(stdout, report)

@@ -75,7 +75,7 @@ func verifyImage(ctx context.Context, o *verifyFlags, from string, stdout, stder
 		shown.Close()
 	}
 	if err != nil {
-		return fmt.Errorf("verifying %s: %w", from, err)
+		return fmt.Errorf("verifying %s: %w", from, ofSpace(err, work))
 	}
 	for _, f := range report.Faults {
 		fmt.Fprintln(stderr, "lazyerofs: fault:", f.Text)

@@ -88,7 +88,7 @@ func create(name string, fill func(io.Writer) error) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("writing %s: %w", name, errors.Join(err, os.Remove(f.Name())))
+			err = fmt.Errorf("writing %s: %w", name, errors.Join(named(err, f.Name(), name), os.Remove(f.Name())))
 		}
 	}()
 	w := bufio.NewWriterSize(f, 1<<20)
@@ -103,4 +103,14 @@ func create(name string, fill func(io.Writer) error) (err error) {
 		return err
 	}
 	return os.Rename(f.Name(), at)
+}
+
+// named returns err about the file that was asked for, if it is about the one that
+// becomes it, whose name nobody knows.
+func named(err error, temp, name string) error {
+	var path *fs.PathError
+	if errors.As(err, &path) && path.Path == temp {
+		return &fs.PathError{Op: path.Op, Path: name, Err: path.Err}
+	}
+	return err
 }
