@@ -79,7 +79,7 @@ func badUsage(format string, args ...any) error { return usageError{fmt.Errorf(f
 func exitCode(err error) int {
 	var usage usageError
 	switch {
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.Is(err, converter.ErrLocation):
 		return exitUsage
 	case errors.Is(err, converter.ErrPlatform):
 		return exitPlatform

@@ -32,9 +32,25 @@ func TestUsageErrorsExitWith2(t *testing.T) {
 }
 
 func TestFailuresExitWith1AndOneSentence(t *testing.T) {
-	code, _, stderr := runCLI("inspect", "UPPER CASE")
+	code, _, stderr := runCLI("inspect", "oci:"+t.TempDir())
 	require.Equal(t, exitError, code)
-	require.Contains(t, stderr, "not a usable image location: \"UPPER CASE\"")
+	require.Contains(t, stderr, "no such file")
+	require.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
+}
+
+// TestMalformedLocationsExitWith2 has every way to write one wrong.
+func TestMalformedLocationsExitWith2(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	for _, args := range [][]string{
+		{"inspect", "UPPER CASE"}, {"verify", ""}, {"verify", "oci:"}, {"verify", "oci-archive:"}, {"verify", "localhost:1/a@sha256:12"},
+		{"merge", "oci:", "-o", "x"}, {"export", "docker-archive:", "oci:x"}, {"mount", "UPPER CASE", t.TempDir()},
+		{"convert", "oci:x", "docker-archive:f"}, {"convert", "oci:x", "oci:"}, {"convert", "oci:x", "localhost:1/a@sha256:" + strings.Repeat("a", 64)},
+	} {
+		code, _, stderr := runCLI(args...)
+		require.Equal(t, exitUsage, code, "%q: %s", args, stderr)
+		require.Contains(t, stderr, "not a usable image location: ", "%q", args)
+		require.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
+	}
 }
 
 func TestEveryCommandHasHelpWithExamplesAndCompletions(t *testing.T) {

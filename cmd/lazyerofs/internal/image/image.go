@@ -15,6 +15,8 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazyerofs/lazyerofs/differ/converter"
 )
 
 // maxDocument bounds a manifest, index or config: registries accept 4 MiB
@@ -47,7 +49,7 @@ func (i *Image) ChainIDs() []string {
 func Resolve(ctx context.Context, ref string, hosts docker.RegistryHosts, platform ocispec.Platform) (*Image, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
-		return nil, fmt.Errorf("image reference %q is not valid: %w; write HOST/NAME:TAG, an image can be mounted from a registry only", ref, err)
+		return nil, fmt.Errorf("%w: %q: %w; write HOST/NAME:TAG, an image can be mounted from a registry only", converter.ErrLocation, ref, err)
 	}
 	img := &Image{Ref: named.String()}
 	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: hosts})

@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
@@ -118,7 +119,8 @@ func TestResolveChoosesThePlatformAndPrefersEROFS(t *testing.T) {
 func TestResolveRefuses(t *testing.T) {
 	p := newPusher(t)
 	_, err := Resolve(t.Context(), "UPPER CASE", p.hosts, platforms.DefaultSpec())
-	require.ErrorContains(t, err, `"UPPER CASE" is not valid`)
+	require.ErrorIs(t, err, converter.ErrLocation)
+	require.ErrorContains(t, err, `"UPPER CASE": `)
 	_, err = Resolve(t.Context(), p.repo+":none", p.hosts, platforms.DefaultSpec())
 	require.ErrorContains(t, err, "finding image")
 
