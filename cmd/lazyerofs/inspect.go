@@ -104,7 +104,10 @@ func openSubject(ctx context.Context, o *inspectFlags, ref string) (img *inspect
 	if src, err = openSource(ref, o.hosts, ""); err != nil {
 		return nil, nil, err
 	}
-	picked, err := converter.Pick(ctx, src.Source, platform)
+	picked, err := converter.Pick(ctx, src.Source, platform.Platform)
+	if err == nil {
+		err = platform.Check(src.String(), picked.Config.Platform)
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, src.Close())
 	}

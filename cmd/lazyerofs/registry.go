@@ -4,9 +4,9 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/platforms"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
 )
 
@@ -22,7 +22,7 @@ func (r *registryFlags) add(cmd *cobra.Command) {
 }
 
 // open returns the hosts, which the caller closes, and the platform.
-func (r *registryFlags) open() (*remote.HostSet, ocispec.Platform, error) {
+func (r *registryFlags) open() (*remote.HostSet, image.Platform, error) {
 	platform, err := onePlatform(r.platform)
 	if err != nil {
 		return nil, platform, err
@@ -36,15 +36,15 @@ func platformFlag(cmd *cobra.Command, platform *string) {
 }
 
 // onePlatform reads what that flag was given.
-func onePlatform(flag string) (ocispec.Platform, error) {
+func onePlatform(flag string) (image.Platform, error) {
 	if flag == "" {
-		return platforms.DefaultSpec(), nil
+		return image.Platform{Platform: platforms.DefaultSpec()}, nil
 	}
 	list, err := parsePlatforms([]string{flag})
 	if err != nil {
-		return ocispec.Platform{}, err
+		return image.Platform{}, err
 	}
-	return list[0], nil
+	return image.Platform{Platform: list[0], Named: true}, nil
 }
 
 // addHosts adds the flags that say how registries are reached.

@@ -4,8 +4,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	digest "github.com/opencontainers/go-digest"
@@ -38,9 +41,21 @@ func TestScripts(t *testing.T) {
 			env.Setenv("DOCKER_CONFIG", filepath.Join(env.WorkDir, ".docker"))
 			return nil
 		},
-		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"layout": scriptLayout, "signed": scriptSigned, "bare": scriptBare, "spoil": scriptSpoil},
+		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"layout": scriptLayout, "signed": scriptSigned, "bare": scriptBare, "spoil": scriptSpoil, "code": scriptCode},
 		RequireExplicitExec: false,
 	})
+}
+
+// scriptCode is "code N ARG...": lazyerofs ends with that exit code.
+func scriptCode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: code N ARG...")
+	}
+	got := ts.Exec("lazyerofs", args[1:]...)
+	var exit *exec.ExitError
+	if !errors.As(got, &exit) || strconv.Itoa(exit.ExitCode()) != args[0] {
+		ts.Fatalf("lazyerofs ended with %v and not with %s", got, args[0])
+	}
 }
 
 // scriptBare is "bare DIR": the manifest of the layout's one image says nothing of its

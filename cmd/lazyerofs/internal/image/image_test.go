@@ -67,7 +67,7 @@ func (p *pusher) image(tag, author string) ocispec.Descriptor {
 func TestResolveReadsManifestAndConfig(t *testing.T) {
 	p := newPusher(t)
 	desc := p.image("one", "me")
-	img, err := Resolve(t.Context(), p.repo+":one", p.hosts, platforms.DefaultSpec())
+	img, err := Resolve(t.Context(), p.repo+":one", p.hosts, Platform{Platform: platforms.DefaultSpec()})
 	require.NoError(t, err)
 	require.Equal(t, desc.Digest, img.Desc.Digest)
 	require.Equal(t, "me", img.Config.Author)
@@ -102,26 +102,40 @@ func TestResolveChoosesThePlatformAndPrefersEROFS(t *testing.T) {
 		},
 	}
 	p.push(p.repo+":all", ocispec.MediaTypeImageIndex, idx)
-	img, err := Resolve(t.Context(), p.repo+":all", p.hosts, host)
+	img, err := Resolve(t.Context(), p.repo+":all", p.hosts, Platform{Platform: host})
 	require.NoError(t, err)
 	require.Equal(t, "lazy", img.Config.Author)
 
 	idx.Manifests = idx.Manifests[:2]
 	p.push(p.repo+":two", ocispec.MediaTypeImageIndex, idx)
-	img, err = Resolve(t.Context(), p.repo+":two", p.hosts, host)
+	img, err = Resolve(t.Context(), p.repo+":two", p.hosts, Platform{Platform: host})
 	require.NoError(t, err)
 	require.Equal(t, "tar", img.Config.Author)
 
-	_, err = Resolve(t.Context(), p.repo+":two", p.hosts, ocispec.Platform{OS: "linux", Architecture: "mips64le"})
-	require.ErrorContains(t, err, "no manifest for platform linux")
+	_, err = Resolve(t.Context(), p.repo+":two", p.hosts, Platform{Platform: ocispec.Platform{OS: "linux", Architecture: "mips64le"}})
+	require.ErrorIs(t, err, converter.ErrPlatform)
+	require.ErrorContains(t, err, "no image for the platform linux/mips64le")
+
+	// A machine runs images of older ones; who names a platform wants no other.
+	old := ocispec.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}
+	idx.Manifests = []ocispec.Descriptor{entry("old", old)}
+	p.push(p.repo+":old", ocispec.MediaTypeImageIndex, idx)
+	arm64 := ocispec.Platform{OS: "linux", Architecture: "arm64"}
+	img, err = Resolve(t.Context(), p.repo+":old", p.hosts, Platform{Platform: arm64})
+	require.NoError(t, err)
+	require.Equal(t, "old", img.Config.Author)
+	_, err = Resolve(t.Context(), p.repo+":old", p.hosts, Platform{Platform: arm64, Named: true})
+	require.ErrorIs(t, err, converter.ErrPlatform)
+	_, err = Resolve(t.Context(), p.repo+":old", p.hosts, Platform{Platform: old, Named: true})
+	require.NoError(t, err)
 }
 
 func TestResolveRefuses(t *testing.T) {
 	p := newPusher(t)
-	_, err := Resolve(t.Context(), "UPPER CASE", p.hosts, platforms.DefaultSpec())
+	_, err := Resolve(t.Context(), "UPPER CASE", p.hosts, Platform{Platform: platforms.DefaultSpec()})
 	require.ErrorIs(t, err, converter.ErrLocation)
 	require.ErrorContains(t, err, `"UPPER CASE": `)
-	_, err = Resolve(t.Context(), p.repo+":none", p.hosts, platforms.DefaultSpec())
+	_, err = Resolve(t.Context(), p.repo+":none", p.hosts, Platform{Platform: platforms.DefaultSpec()})
 	require.ErrorContains(t, err, "finding image")
 
 	ref := p.repo + ":empty"
@@ -129,7 +143,7 @@ func TestResolveRefuses(t *testing.T) {
 	p.push(ref, ocispec.MediaTypeImageManifest, ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: cfg, Layers: []ocispec.Descriptor{},
 	})
-	_, err = Resolve(t.Context(), ref, p.hosts, platforms.DefaultSpec())
+	_, err = Resolve(t.Context(), ref, p.hosts, Platform{Platform: platforms.DefaultSpec()})
 	require.ErrorContains(t, err, "has 0 layers")
 }
 
@@ -143,7 +157,7 @@ func TestResolveRefusesBytesThatAreNotTheDigests(t *testing.T) {
 		}
 		return hosts, err
 	}
-	_, err := Resolve(t.Context(), p.repo+"@"+desc.Digest.String(), liar, platforms.DefaultSpec())
+	_, err := Resolve(t.Context(), p.repo+"@"+desc.Digest.String(), liar, Platform{Platform: platforms.DefaultSpec()})
 	require.Error(t, err)
 	require.Contains(t, err.Error(), "digest")
 }

@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/imagedata"
 	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
@@ -35,7 +36,7 @@ type Config struct {
 	// Layers opens the image.
 	Layers *imagedata.Layers
 	// Platform chooses an image of an index.
-	Platform ocispec.Platform
+	Platform image.Platform
 	// Output is the file that the metadata is written to.
 	Output string
 	// DataDir, if set, is a directory that gets the layers' image data, a file for
@@ -88,7 +89,10 @@ func Run(ctx context.Context, c Config) (_ *Report, err error) {
 	if err := c.places(); err != nil {
 		return nil, err
 	}
-	picked, err := converter.Pick(ctx, c.Layers.Source, c.Platform)
+	picked, err := converter.Pick(ctx, c.Layers.Source, c.Platform.Platform)
+	if err == nil {
+		err = c.Platform.Check(c.Layers.Source.String(), picked.Config.Platform)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -31,7 +31,8 @@ import (
 type Config struct {
 	// Layers opens the image.
 	Layers *imagedata.Layers
-	// Platforms limits the check to these entries of an index; empty means all.
+	// Platforms limits the check to these entries of an index, and not those of older
+	// machines that they could run; empty means all.
 	Platforms []ocispec.Platform
 	// Parallel is how many layers are checked at once; 0 means 2.
 	Parallel int
@@ -259,7 +260,7 @@ func (r *run) wanted(m ocispec.Descriptor) bool {
 	}
 	p := *m.Platform
 	p.OSFeatures = nil
-	return slices.ContainsFunc(r.cfg.Platforms, func(want ocispec.Platform) bool { return platforms.Only(want).Match(platforms.Normalize(p)) })
+	return slices.ContainsFunc(r.cfg.Platforms, func(want ocispec.Platform) bool { return platforms.OnlyStrict(want).Match(platforms.Normalize(p)) })
 }
 
 // manifest checks a manifest and its config, and notes its layers.
