@@ -44,8 +44,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		started = true
+		if err := checkHostsDir(cmd); err != nil {
+			return err
+		}
 		// What libraries log on the way is for daemons; a command speaks in errors.
 		return log.SetLevel("error")
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -28,6 +30,29 @@ func TestUsageErrorsExitWith2(t *testing.T) {
 		code, _, stderr := runCLI(append(verb, "--platform", "a/b/c/d")...)
 		require.Equal(t, exitUsage, code, "%v", verb)
 		require.Contains(t, stderr, "write it like linux/arm64")
+	}
+}
+
+// TestHostsDirMustBeThere: the default need not.
+func TestHostsDirMustBeThere(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	for _, verb := range [][]string{
+		{"verify", "oci:absent"}, {"inspect", "oci:absent"}, {"merge", "oci:absent", "-o", filepath.Join(dir, "x")},
+		{"convert", "oci:absent", "oci:" + dir}, {"export", "oci:absent", "oci:" + dir}, {"mount", "localhost:1/x", dir},
+	} {
+		for at, want := range map[string]string{
+			file:        "lazyerofs: --hosts-dir " + file + " is not a directory\n",
+			file + "no": "lazyerofs: --hosts-dir \"" + file + "no\" cannot be used: stat " + file + "no: no such file or directory\n",
+		} {
+			code, _, stderr := runCLI(append(verb, "--hosts-dir", at)...)
+			require.Equal(t, exitUsage, code, "%v", verb)
+			require.Equal(t, want, stderr)
+		}
+		code, _, _ := runCLI(append(verb, "--hosts-dir", dir)...)
+		require.Equal(t, exitError, code, "%v", verb)
 	}
 }
 

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/platforms"
@@ -33,6 +35,23 @@ func (r *registryFlags) open() (*remote.HostSet, image.Platform, error) {
 // platformFlag adds the flag that chooses one platform's image.
 func platformFlag(cmd *cobra.Command, platform *string) {
 	cmd.Flags().StringVar(platform, "platform", "", "`os/arch[/variant]` to choose from a multi-platform image (default this machine's)")
+}
+
+// checkHostsDir refuses a --hosts-dir that is not there, without which registries would
+// be reached in another way than was meant. The default need not exist.
+func checkHostsDir(cmd *cobra.Command) error {
+	f := cmd.Flags().Lookup("hosts-dir")
+	if f == nil || !f.Changed {
+		return nil
+	}
+	st, err := os.Stat(f.Value.String())
+	if err == nil && !st.IsDir() {
+		return badUsage("--hosts-dir %s is not a directory", f.Value)
+	}
+	if err != nil {
+		return badUsage("--hosts-dir %q cannot be used: %w", f.Value.String(), err)
+	}
+	return nil
 }
 
 // onePlatform reads what that flag was given.
