@@ -86,7 +86,7 @@ func verifyImage(ctx context.Context, o *verifyFlags, from string, stdout, stder
 		err = report.Print(stdout)
 	}
 	if err == nil && !report.Sound {
-		err = fmt.Errorf("%s is not sound: %d faults", from, len(report.Faults))
+		err = fmt.Errorf("%s is not sound: %s", from, report.Count())
 	}
 	return err
 }

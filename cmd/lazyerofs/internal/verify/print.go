@@ -21,7 +21,7 @@ func (r *Report) Print(w io.Writer) error {
 			result += ", with hash tree"
 		}
 		if l.Faults > 0 {
-			result = fmt.Sprintf("%d faults", l.Faults)
+			result = count(l.Faults, "fault")
 		}
 		hex := l.Digest.Encoded()
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\n", hex[:min(12, len(hex))], l.Kind, units.HumanSize(float64(l.Size)), l.Chunks, l.Inodes, result)
@@ -31,11 +31,22 @@ func (r *Report) Print(w io.Writer) error {
 	}
 	verdict := "good"
 	if !r.Sound {
-		verdict = fmt.Sprintf("%d faults", len(r.Faults))
+		verdict = r.Count()
 	}
-	if _, err := fmt.Fprintf(w, "%s@%s: %d documents, %d layers, %s: %s\n", r.Image, r.Digest, r.Documents, len(r.Layers),
+	if _, err := fmt.Fprintf(w, "%s@%s: %s, %s, %s: %s\n", r.Image, r.Digest, count(r.Documents, "document"), count(len(r.Layers), "layer"),
 		units.HumanSize(float64(r.Bytes)), verdict); err != nil {
 		return fmt.Errorf("printing: %w", err)
 	}
 	return nil
+}
+
+// Count says how many faults there are.
+func (r *Report) Count() string { return count(len(r.Faults), "fault") }
+
+// count puts a number before what is counted.
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }

@@ -215,9 +215,21 @@ func TestFaults(t *testing.T) {
 			require.ElementsMatch(t, c.want, got, "%+v", report.Faults)
 			var out bytes.Buffer
 			require.NoError(t, report.Print(&out))
-			require.Contains(t, out.String(), "faults\n")
+			require.Regexp(t, `: (1 fault|[02-9] faults)\n$`, out.String())
 		})
 	}
+}
+
+func TestOneIsSingular(t *testing.T) {
+	report := Report{
+		Image: "x", Digest: digest.FromString("x"), Documents: 1, Faults: make([]Fault, 1),
+		Layers: []Layer{{Digest: digest.FromString("y"), Kind: "tar", Faults: 1}},
+	}
+	var out bytes.Buffer
+	require.NoError(t, report.Print(&out))
+	require.Contains(t, out.String(), "  1 fault\n")
+	require.Contains(t, out.String(), ": 1 document, 1 layer, 0B: 1 fault\n")
+	require.Equal(t, "2 faults", (&Report{Faults: make([]Fault, 2)}).Count())
 }
 
 // TestParserJudgesWhatDigestsAllow has metadata that no kernel should see, under
