@@ -115,7 +115,7 @@ func openSource(from string, cfg remote.HostsConfig, workDir string) (*openedSou
 	return &openedSource{
 		Source: src, hosts: hosts, resolver: resolver,
 		layers: &imagedata.Layers{
-			Source: src, Hosts: hosts.RegistryHosts, Resolver: resolver, Formats: all.All(), WorkDir: workDir,
+			Source: src, Hosts: hosts.RegistryHosts, Resolver: resolver, Formats: imagedata.Formats(all.All()), WorkDir: workDir,
 		},
 	}, nil
 }

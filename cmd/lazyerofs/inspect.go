@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/imagedata"
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/inspect"
 	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/format/all"
@@ -63,7 +64,7 @@ func inspectImage(ctx context.Context, o *inspectFlags, ref string, out io.Write
 		return err
 	}
 	defer closeInto(&err, src)
-	report, err := inspect.Run(ctx, img, all.All())
+	report, err := inspect.Run(ctx, img, imagedata.Formats(all.All()))
 	if err != nil {
 		return err
 	}
@@ -84,7 +85,7 @@ func diffImages(ctx context.Context, o *inspectFlags, refA, refB string, out io.
 		return err
 	}
 	defer closeInto(&err, srcB)
-	diff, err := inspect.Compare(ctx, a, b, all.All())
+	diff, err := inspect.Compare(ctx, a, b, imagedata.Formats(all.All()))
 	if err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ func (l *Layers) Blob(ctx context.Context, desc ocispec.Descriptor) (blob remote
 		if err != nil {
 			return nil, nil, fmt.Errorf("opening %s in %s: %w", desc.Digest, l.Source, err)
 		}
-		return &localBlob{ra: ra, id: desc.Digest}, ra.Close, nil
+		return &localBlob{ra: ra, id: desc.Digest, from: l.Source.String()}, ra.Close, nil
 	}
 	at, ok := l.Source.(interface{ Origin() (host, repo string) })
 	if !ok {
@@ -128,8 +128,9 @@ func (s *stoppable) Read(p []byte) (int, error) {
 
 // localBlob is a blob in a file.
 type localBlob struct {
-	ra content.ReaderAt
-	id digest.Digest
+	ra   content.ReaderAt
+	id   digest.Digest
+	from string // the source, for errors
 }
 
 // Digest implements remote.Blob.

@@ -111,6 +111,22 @@ func TestOpenLocalLayers(t *testing.T) {
 	}
 }
 
+// TestCorruptBytesAreOfTheirSource: a layout is no registry.
+func TestCorruptBytesAreOfTheirSource(t *testing.T) {
+	res, blob, _ := layer(t, 20, 300<<10, differ.Config{})
+	for what, at := range map[string]int{"bytes [0, ": 0, "chunk index of ": len(blob) - 1} {
+		bad := bytes.Clone(blob)
+		bad[at] ^= 1
+		src := layout(t, res.Descriptor, bad)
+		_, err := (&Layers{Source: src, Formats: Formats(all.All()), WorkDir: t.TempDir()}).Open(t.Context(), res.Descriptor)
+		var corrupt *chunk.CorruptError
+		require.ErrorAs(t, err, &corrupt)
+		require.ErrorContains(t, err, ": "+what)
+		require.ErrorContains(t, err, " from "+src.String()+" is corrupt: ")
+		require.NotContains(t, err.Error(), "registry")
+	}
+}
+
 func TestOpenRefuses(t *testing.T) {
 	res, blob, _ := layer(t, 20, 300<<10, differ.Config{})
 	bare := res.Descriptor
