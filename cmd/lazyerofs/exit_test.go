@@ -80,6 +80,7 @@ func TestMergeOntoAFullDisk(t *testing.T) {
 		left, err := os.ReadDir(full)
 		require.NoError(t, err)
 		require.Len(t, left, 1)
+		require.NoFileExists(t, filepath.Join(dir, "m"), "the metadata comes when all data is there")
 	}
 }
 

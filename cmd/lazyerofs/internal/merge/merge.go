@@ -123,13 +123,16 @@ func Run(ctx context.Context, c Config) (_ *Report, err error) {
 			r.Fetched += counted.Fetched()
 		}
 	}
-	if err := r.write(layers); err != nil {
+	layout, err := r.merge(layers)
+	if err != nil {
 		return nil, err
 	}
-	if c.DataDir == "" {
-		return r, nil
+	if c.DataDir != "" {
+		if err := r.writeData(ctx, layers, c.DataDir); err != nil {
+			return nil, err
+		}
 	}
-	return r, r.writeData(ctx, layers, c.DataDir)
+	return r, r.write(layout) // last: who finds it finds all that it needs
 }
 
 // places looks at what is there already where something is to be written.
@@ -193,8 +196,8 @@ func open(ctx context.Context, from *imagedata.Layers, list []ocispec.Descriptor
 	return layers, g.Wait()
 }
 
-// write merges the trees and writes the metadata.
-func (r *Report) write(layers []layer) error {
+// merge merges the trees and lays out the metadata.
+func (r *Report) merge(layers []layer) (*erofs.Layout, error) {
 	trees := make([]*erofs.Tree, len(layers))
 	id := sha256.New()
 	var o erofs.WriteOptions
@@ -213,15 +216,16 @@ func (r *Report) write(layers []layer) error {
 	o.UUID[8] = o.UUID[8]&0x3f | 0x80
 	tree, err := erofs.Merge(trees...)
 	if err != nil {
-		return err
-	}
-	layout, err := erofs.NewLayout(tree, o)
-	if err != nil {
-		return err
+		return nil, err
 	}
 	r.Inodes = tree.Len()
+	return erofs.NewLayout(tree, o)
+}
+
+// write writes the metadata.
+func (r *Report) write(layout *erofs.Layout) error {
 	sum := digest.SHA256.Digester()
-	err = create(r.Output, func(w io.Writer) (err error) {
+	err := create(r.Output, func(w io.Writer) (err error) {
 		r.Size, err = layout.WriteMeta(io.MultiWriter(w, sum.Hash()), 0)
 		return err
 	})
