@@ -1,12 +1,12 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -174,6 +174,7 @@ func (r *run) parser(t *task, image io.ReaderAt, plan *format.Plan) error {
 		return r.orFault(t, "parser", err)
 	}
 	t.layer.Inodes = parsed.Tree.Len()
+	r.places(t, plan.Data, parsed.MetaExtents)
 	return nil
 }
 
@@ -231,7 +232,8 @@ func (r *run) cut(s *stream) error {
 // it.
 func (r *run) uncompressed(t *task, got digest.Digest) {
 	r.diffID(t, got)
-	if want := t.desc.Annotations[chunk.AnnotationUncompressedDigest]; want != "" && want != got.String() {
+	notes := t.desc.Annotations
+	if want := cmp.Or(notes[chunk.AnnotationUncompressedDigest], notes[chunk.LabelUncompressedDigest]); want != "" && want != got.String() {
 		r.layerFault(t, "annotation", "layer %s has image data with the digest %s, its annotation says %.80q", t.desc.Digest, got, want)
 	}
 }
@@ -266,34 +268,6 @@ func (r *run) unindexed(ctx context.Context, t *task, s *stream) error {
 	}
 	r.uncompressed(t, got)
 	return nil
-}
-
-// annotations holds those that say the same thing against each other.
-func (r *run) annotations(t *task) {
-	notes := t.desc.Annotations
-	for _, p := range [][2]string{
-		{chunk.LabelIndexRange, notes[chunk.AnnotationIndexRange]},
-		{chunk.LabelIndexDigest, notes[chunk.AnnotationIndexDigest]},
-		{chunk.LabelUncompressedDigest, notes[chunk.AnnotationUncompressedDigest]},
-		{chunk.LabelBlobSize, strconv.FormatInt(t.desc.Size, 10)},
-		{chunk.LabelMediaType, t.desc.MediaType},
-		{chunk.LabelVerityOffset, notes[chunk.AnnotationVerityOffset]},
-		{chunk.LabelVerityRoot, notes[chunk.AnnotationVerityRoot]},
-		{chunk.LabelVerityBlock, notes[chunk.AnnotationVerityBlock]},
-	} {
-		if got, ok := notes[p[0]]; ok && p[1] != "" && got != p[1] {
-			r.layerFault(t, "annotation", "layer %s: the annotation %s says %.80q, the descriptor itself %.80q", t.desc.Digest, p[0], got, p[1])
-		}
-	}
-	for _, key := range []string{chunk.LabelPinned, chunk.LabelPrefetch} {
-		v, ok := notes[key]
-		if !ok {
-			continue
-		}
-		if _, end, err := chunk.ParseEnds(v); err != nil || end > t.desc.Size {
-			r.layerFault(t, "annotation", "layer %s: the annotation %s has the value %.80q, which is no place in the blob", t.desc.Digest, key, v)
-		}
-	}
 }
 
 // stream is a blob on its way, counted and hashed. It ends at the size that the
