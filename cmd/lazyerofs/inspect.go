@@ -105,10 +105,7 @@ func openSubject(ctx context.Context, o *inspectFlags, ref string) (img *inspect
 	if src, err = openSource(ref, o.hosts, ""); err != nil {
 		return nil, nil, err
 	}
-	picked, err := converter.Pick(ctx, src.Source, platform.Platform)
-	if err == nil {
-		err = platform.Check(src.String(), picked.Config.Platform)
-	}
+	picked, err := converter.Pick(ctx, src.Source, platform)
 	if err != nil {
 		return nil, nil, errors.Join(err, src.Close())
 	}

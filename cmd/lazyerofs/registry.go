@@ -5,10 +5,9 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
-	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
-	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
 )
 
@@ -24,7 +23,7 @@ func (r *registryFlags) add(cmd *cobra.Command) {
 }
 
 // open returns the hosts, which the caller closes, and the platform.
-func (r *registryFlags) open() (*remote.HostSet, image.Platform, error) {
+func (r *registryFlags) open() (*remote.HostSet, *ocispec.Platform, error) {
 	platform, err := onePlatform(r.platform)
 	if err != nil {
 		return nil, platform, err
@@ -54,16 +53,16 @@ func checkHostsDir(cmd *cobra.Command) error {
 	return nil
 }
 
-// onePlatform reads what that flag was given.
-func onePlatform(flag string) (image.Platform, error) {
+// onePlatform reads what that flag was given; nil is this machine's.
+func onePlatform(flag string) (*ocispec.Platform, error) {
 	if flag == "" {
-		return image.Platform{Platform: platforms.DefaultSpec()}, nil
+		return nil, nil
 	}
 	list, err := parsePlatforms([]string{flag})
 	if err != nil {
-		return image.Platform{}, err
+		return nil, err
 	}
-	return image.Platform{Platform: list[0], Named: true}, nil
+	return &list[0], nil
 }
 
 // addHosts adds the flags that say how registries are reached.

@@ -145,10 +145,13 @@ func (c *conversion) copyImage(ctx context.Context, img *image) (ocispec.Descrip
 	if err := c.put(ctx, img.desc, img.raw); err != nil {
 		return img.desc, err
 	}
-	d := ocispec.Descriptor{MediaType: img.desc.MediaType, Digest: img.desc.Digest, Size: img.desc.Size, Annotations: img.entry.Annotations}
+	if img.entry.Platform != nil {
+		return img.entry, nil // as it was
+	}
 	p := img.platform
-	d.Platform = &p
-	return d, nil
+	return ocispec.Descriptor{
+		MediaType: img.desc.MediaType, Digest: img.desc.Digest, Size: img.desc.Size, Annotations: img.entry.Annotations, Platform: &p,
+	}, nil
 }
 
 func (o Options) withDefaults() Options {
@@ -157,9 +160,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Layer.SpoolDir == "" {
 		o.Layer.SpoolDir = o.WorkDir
-	}
-	if len(o.Platforms) == 0 {
-		o.Platforms = []ocispec.Platform{platforms.DefaultSpec()}
 	}
 	if o.Progress == nil {
 		o.Progress = func(Event) {}
@@ -209,9 +209,12 @@ func (c *conversion) writeImage(ctx context.Context, img *image) (ocispec.Descri
 		return fail(err)
 	}
 	p := img.platform
-	p.OSFeatures = nil
+	if img.entry.Platform != nil {
+		p = *img.entry.Platform // which may say more than the config
+	}
+	p.OSFeatures = slices.DeleteFunc(slices.Clone(p.OSFeatures), func(f string) bool { return f == osFeature })
 	if c.opts.Output == Index {
-		p.OSFeatures = []string{osFeature}
+		p.OSFeatures = append(p.OSFeatures, osFeature)
 	}
 	desc.Platform, desc.Annotations = &p, img.entry.Annotations
 	ir.Digest = desc.Digest
@@ -286,6 +289,9 @@ func (c *conversion) readJSON(ctx context.Context, desc ocispec.Descriptor) ([]b
 	b, err := io.ReadAll(io.LimitReader(rc, maxJSON+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading %s from %s: %w", desc.Digest, c.src, err)
+	}
+	if int64(len(b)) != desc.Size {
+		return nil, fmt.Errorf("%s from %s has %d bytes, its descriptor says %d", desc.Digest, c.src, len(b), desc.Size)
 	}
 	if desc.Digest.Algorithm().FromBytes(b) != desc.Digest {
 		return nil, fmt.Errorf("%s from %s does not match its digest", desc.Digest, c.src)

@@ -13,7 +13,8 @@ type Options struct {
 	// Layer says how layers are written. Its Progress and Implied are not used,
 	// and its SpoolDir defaults to WorkDir.
 	Layer differ.Config
-	// Platforms to convert; empty means that of this machine.
+	// Platforms to convert, and no others; empty means the one that suits this
+	// machine best.
 	Platforms []ocispec.Platform
 	// AllPlatforms converts every Linux platform of an index.
 	AllPlatforms bool

@@ -17,9 +17,10 @@ type Picked struct {
 	Config ocispec.Image
 }
 
-// Pick finds the image for a platform. An index may have a tar and an EROFS image
-// of it; the EROFS image is preferred.
-func Pick(ctx context.Context, src Source, p ocispec.Platform) (*Picked, error) {
+// Pick finds the image for a platform, or, when that is nil, the one that suits this
+// machine best. An index may have a tar and an EROFS image of it; the EROFS image is
+// preferred.
+func Pick(ctx context.Context, src Source, p *ocispec.Platform) (*Picked, error) {
 	root, err := src.Root(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("finding %s: %w", src, err)

@@ -1,6 +1,7 @@
 package converter_test
 
 import (
+	"bytes"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -12,6 +13,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/remote/remotetest"
@@ -34,6 +36,16 @@ func TestLocations(t *testing.T) {
 		require.NoError(t, err, s)
 		require.Equal(t, s, dst.String())
 		require.NoError(t, dst.Close())
+	}
+	for _, name := range []string{"pipe", "dir"} {
+		if name == "pipe" {
+			require.NoError(t, unix.Mkfifo(filepath.Join(dir, name), 0o600))
+		} else {
+			require.NoError(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+		}
+		_, err := converter.ParseTarget("oci-archive:"+filepath.Join(dir, name), hosts)
+		require.ErrorIs(t, err, converter.ErrLocation)
+		require.ErrorContains(t, err, "is not a file, so it is not replaced")
 	}
 	_, err := converter.ParseTarget("oci-archive:"+dir+"/no/such/x.tar", hosts)
 	require.ErrorIs(t, err, os.ErrNotExist)
@@ -107,7 +119,10 @@ func TestUntruths(t *testing.T) {
 		"encrypted":    {func(p *parts) { p.layers[0].MediaType += "+encrypted" }, "is encrypted"},
 		"bad digest":   {func(p *parts) { p.layers[0].Digest = "sha256:../../x" }, "layer digest"},
 		"bad features": {func(p *parts) { p.config["os.features"] = 5 }, "is not JSON"},
-		"no layers":    {func(p *parts) { p.layers = nil }, "has no layers"},
+		"odd diff id": {func(p *parts) {
+			p.config["rootfs"] = map[string]any{"type": "layers", "diff_ids": []string{"x"}}
+		}, `diff id "x": invalid checksum digest format`},
+		"no layers": {func(p *parts) { p.layers = nil }, "has no layers"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := &parts{l: newLayout(t)}
@@ -132,6 +147,9 @@ func TestDocumentsThatLie(t *testing.T) {
 	l.write("blobs/sha256/"+d.Digest.Encoded(), []byte(`{"schemaVersion":2}`))
 	l.tag(map[string]ocispec.Descriptor{"x": d})
 	_, err := run(t, "oci:"+l.dir, "oci:"+t.TempDir(), host)
+	require.ErrorContains(t, err, "has 19 bytes, its descriptor says")
+	l.write("blobs/sha256/"+d.Digest.Encoded(), bytes.Repeat([]byte(" "), int(d.Size)))
+	_, err = run(t, "oci:"+l.dir, "oci:"+t.TempDir(), host)
 	require.ErrorContains(t, err, "does not match its digest")
 	d.Size = 1 << 40
 	l.tag(map[string]ocispec.Descriptor{"x": d})

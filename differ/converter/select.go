@@ -1,8 +1,10 @@
 package converter
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -78,7 +80,14 @@ func (c *conversion) selectImages(ctx context.Context, root ocispec.Descriptor) 
 func (c *conversion) choose(ctx context.Context, all *found) ([]*image, error) {
 	var imgs []*image
 	if !c.opts.AllPlatforms {
-		for _, p := range c.opts.Platforms {
+		var wanted []*ocispec.Platform
+		for i := range c.opts.Platforms {
+			wanted = append(wanted, &c.opts.Platforms[i])
+		}
+		if wanted == nil {
+			wanted = append(wanted, nil) // this machine's
+		}
+		for _, p := range wanted {
 			img, err := c.best(ctx, all.images, p)
 			if err != nil {
 				return nil, err
@@ -98,6 +107,10 @@ func (c *conversion) choose(ctx context.Context, all *found) ([]*image, error) {
 			continue
 		}
 		img, err := c.load(ctx, cand)
+		if cand.inIndex && errors.Is(err, errNoImage) {
+			all.skipped = append(all.skipped, cand.desc.Digest.String())
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -159,9 +172,17 @@ func (c *conversion) candidates(ctx context.Context, root ocispec.Descriptor, de
 	return nil
 }
 
-// best returns the candidate that suits p best, as containerd would choose.
-func (c *conversion) best(ctx context.Context, cands []candidate, p ocispec.Platform) (*image, error) {
-	matcher := platforms.Only(p)
+// best returns the candidate for p. For this machine, which nil means, it is the one
+// that containerd would choose, a lesser variant or architecture that runs here
+// among them; who names a platform gets that one.
+func (c *conversion) best(ctx context.Context, cands []candidate, p *ocispec.Platform) (*image, error) {
+	var matcher platforms.MatchComparer
+	if p != nil {
+		matcher = platforms.OnlyStrict(*p)
+	} else {
+		host := platforms.DefaultSpec()
+		p, matcher = &host, platforms.Only(host)
+	}
 	var found *image
 	var have []string
 	for _, cand := range cands {
@@ -173,6 +194,9 @@ func (c *conversion) best(ctx context.Context, cands []candidate, p ocispec.Plat
 			continue
 		}
 		img, err := c.load(ctx, cand)
+		if cand.inIndex && errors.Is(err, errNoImage) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -185,11 +209,15 @@ func (c *conversion) best(ctx context.Context, cands []candidate, p ocispec.Plat
 		}
 	}
 	if found == nil {
-		text := fmt.Sprintf("%s has no image for %s; it has %s", c.src, platforms.Format(p), strings.Join(have, ", "))
+		text := fmt.Sprintf("%s has no image for %s; it has %s", c.src, platforms.Format(*p), cmp.Or(strings.Join(have, ", "), "none at all"))
 		return nil, &failure{text, ErrPlatform, errdefs.ErrNotFound}
 	}
 	return found, nil
 }
+
+// errNoImage is said of a manifest of something else, such as a chart. An index may
+// hold some beside its images.
+var errNoImage = errors.New("not an image")
 
 // plain leaves features out: an image with native layers may ask for "erofs",
 // which no host platform lists.
@@ -213,7 +241,7 @@ func (c *conversion) load(ctx context.Context, cand candidate) (*image, error) {
 		return nil, fmt.Errorf("manifest %s is not JSON: %w", cand.desc.Digest, err)
 	}
 	if !images.IsConfigType(img.manifest.Config.MediaType) {
-		return nil, fmt.Errorf("%s: %s holds a %q, not an image", c.src, cand.desc.Digest, img.manifest.Config.MediaType)
+		return nil, fmt.Errorf("%s: %s holds a %q: %w", c.src, cand.desc.Digest, img.manifest.Config.MediaType, errNoImage)
 	}
 	if img.rawConfig, err = c.readJSON(ctx, img.manifest.Config); err != nil {
 		return nil, err
@@ -226,6 +254,11 @@ func (c *conversion) load(ctx context.Context, cand candidate) (*image, error) {
 	}
 	if n, m := len(img.manifest.Layers), len(img.config.RootFS.DiffIDs); n != m {
 		return nil, fmt.Errorf("%s: manifest %s has %d layers, but its config %d diff ids", c.src, cand.desc.Digest, n, m)
+	}
+	for _, id := range img.config.RootFS.DiffIDs {
+		if err := id.Validate(); err != nil {
+			return nil, fmt.Errorf("config %s: diff id %.80q: %w", img.manifest.Config.Digest, string(id), err)
+		}
 	}
 	img.platform = img.config.Platform
 	if img.platform.OS == "" && cand.platform != nil {

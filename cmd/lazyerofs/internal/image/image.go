@@ -43,37 +43,22 @@ func (i *Image) ChainIDs() []string {
 	return ids
 }
 
-// Platform is what an image is wanted for.
-type Platform struct {
-	ocispec.Platform
-	// Named says that somebody asked for it: no other will do, such as that of an older
-	// machine that it could run.
-	Named bool
-}
-
-// match returns what chooses among platforms for p.
-func (p Platform) match() platforms.MatchComparer {
-	p.OSFeatures = append(slices.Clone(p.OSFeatures), "erofs")
-	if p.Named {
-		return platforms.OnlyStrict(p.Platform)
+// match returns what chooses among platforms for p, or, when that is nil, for this
+// machine, which runs images of older ones, too.
+func match(p *ocispec.Platform) platforms.MatchComparer {
+	want, compare := platforms.DefaultSpec(), platforms.Only
+	if p != nil {
+		want, compare = *p, platforms.OnlyStrict
 	}
-	return platforms.Only(p.Platform)
-}
-
-// Check refuses the image of another platform that was chosen from source because a
-// machine of p could run it, though p was named. The error wraps converter.ErrPlatform.
-func (p Platform) Check(source string, got ocispec.Platform) error {
-	if !p.Named || p.match().Match(got) {
-		return nil
-	}
-	return fmt.Errorf("%s has %w %s; it has %s", source, converter.ErrPlatform, platforms.Format(p.Platform), platforms.Format(got))
+	want.OSFeatures = append(slices.Clone(want.OSFeatures), "erofs")
+	return compare(want)
 }
 
 // Resolve finds ref, a familiar reference such as "python:3.13", and fetches
-// its manifest and config. Of an index it takes the entry for platform; an
-// entry with the os.feature "erofs" goes before one without. If there is none the error
+// its manifest and config. Of an index it takes the entry for platform, or, when
+// that is nil, the one that suits this machine best; an entry with the os.feature "erofs" goes before one without. If there is none the error
 // wraps converter.ErrPlatform.
-func Resolve(ctx context.Context, ref string, hosts docker.RegistryHosts, platform Platform) (*Image, error) {
+func Resolve(ctx context.Context, ref string, hosts docker.RegistryHosts, platform *ocispec.Platform) (*Image, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %q: %w; write HOST/NAME:TAG, an image can be mounted from a registry only", converter.ErrLocation, ref, err)
@@ -110,12 +95,12 @@ func Resolve(ctx context.Context, ref string, hosts docker.RegistryHosts, platfo
 }
 
 // choose picks the entry of an index for a platform.
-func choose(ctx context.Context, f remotes.Fetcher, desc ocispec.Descriptor, p Platform) (ocispec.Descriptor, error) {
+func choose(ctx context.Context, f remotes.Fetcher, desc ocispec.Descriptor, p *ocispec.Platform) (ocispec.Descriptor, error) {
 	var idx ocispec.Index
 	if err := document(ctx, f, desc, &idx); err != nil {
 		return desc, err
 	}
-	match := p.match()
+	match := match(p)
 	var found []ocispec.Descriptor
 	for _, m := range idx.Manifests {
 		if images.IsManifestType(m.MediaType) && m.Platform != nil && match.Match(*m.Platform) {
@@ -123,7 +108,11 @@ func choose(ctx context.Context, f remotes.Fetcher, desc ocispec.Descriptor, p P
 		}
 	}
 	if len(found) == 0 {
-		return desc, fmt.Errorf("%w %s", converter.ErrPlatform, platforms.Format(p.Platform))
+		want := platforms.DefaultSpec()
+		if p != nil {
+			want = *p
+		}
+		return desc, fmt.Errorf("%w %s", converter.ErrPlatform, platforms.Format(want))
 	}
 	slices.SortStableFunc(found, func(a, b ocispec.Descriptor) int {
 		ea, eb := hasEROFS(a), hasEROFS(b)

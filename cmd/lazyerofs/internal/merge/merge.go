@@ -16,7 +16,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/image"
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/imagedata"
 	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
@@ -35,8 +34,8 @@ const opened = 4
 type Config struct {
 	// Layers opens the image.
 	Layers *imagedata.Layers
-	// Platform chooses an image of an index.
-	Platform image.Platform
+	// Platform chooses an image of an index; nil takes what suits this machine best.
+	Platform *ocispec.Platform
 	// Output is the file that the metadata is written to.
 	Output string
 	// DataDir, if set, is a directory that gets the layers' image data, a file for
@@ -89,10 +88,7 @@ func Run(ctx context.Context, c Config) (_ *Report, err error) {
 	if err := c.places(); err != nil {
 		return nil, err
 	}
-	picked, err := converter.Pick(ctx, c.Layers.Source, c.Platform.Platform)
-	if err == nil {
-		err = c.Platform.Check(c.Layers.Source.String(), picked.Config.Platform)
-	}
+	picked, err := converter.Pick(ctx, c.Layers.Source, c.Platform)
 	if err != nil {
 		return nil, err
 	}
