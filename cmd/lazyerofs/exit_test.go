@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
@@ -95,12 +96,12 @@ func TestFullDisksAreNamed(t *testing.T) {
 		{at("/work/x"), "/work", "no space left on the disk that holds /work/x; free some, or name a directory on another disk with --work-dir"},
 		{at("/works/x"), "/work", "no space left on the disk that holds /works/x; free some"},
 		{at(os.TempDir() + "/x"), "", "no space left on the disk that holds " + os.TempDir() + "/x; free some, or name a directory on another disk with --work-dir"},
-		{unix.ENOSPC, "/work", "no space left on the disk; free some"},
+		{unix.ENOSPC, "/work", "no space left on the disk; free some, or name a directory on another disk with --work-dir"},
 	} {
-		err := ofSpace(c.err, c.work)
+		err := converter.NoSpace(c.err, c.work)
 		require.EqualError(t, err, c.want)
 		require.ErrorIs(t, err, c.err)
 		require.Equal(t, exitNoSpace, exitCode(err))
 	}
-	require.Equal(t, unix.EIO, ofSpace(unix.EIO, ""))
+	require.Equal(t, unix.EIO, converter.NoSpace(unix.EIO, ""))
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/merge"
+	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
 )
 
@@ -79,7 +80,7 @@ func mergeImage(ctx context.Context, o *mergeFlags, from string, stdout io.Write
 		return usageError{place}
 	}
 	if err != nil {
-		return fmt.Errorf("merging %s: %w", from, ofSpace(err, work))
+		return fmt.Errorf("merging %s: %w", from, converter.NoSpace(err, work))
 	}
 	if o.asJSON {
 		return printJSON(stdout, report)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/progress"
 	"github.com/lazyerofs/lazyerofs/cmd/lazyerofs/internal/verify"
+	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/fs/remote"
 )
 
@@ -75,7 +76,7 @@ func verifyImage(ctx context.Context, o *verifyFlags, from string, stdout, stder
 		shown.Close()
 	}
 	if err != nil {
-		return fmt.Errorf("verifying %s: %w", from, ofSpace(err, work))
+		return fmt.Errorf("verifying %s: %w", from, converter.NoSpace(err, work))
 	}
 	for _, f := range report.Faults {
 		fmt.Fprintln(stderr, "lazyerofs: fault:", f.Text)

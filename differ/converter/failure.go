@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -89,19 +91,27 @@ func saying(body []byte) string {
 	return ": " + text[:min(len(text), maxSaying)]
 }
 
-// spaceSentence turns a full disk into a sentence that names the place.
-func spaceSentence(err error, workDir string) error {
-	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+// NoSpace makes one sentence of an error about a full disk or quota, which wraps
+// ErrNoSpace; others stay as they are. workDir is where temporary data goes, empty for
+// the system's place.
+func NoSpace(err error, workDir string) error {
+	var known *failure
+	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) || errors.As(err, &known) {
 		return err
 	}
-	where := "the disk"
+	if workDir == "" {
+		workDir = os.TempDir()
+	}
+	where, hint := "the disk", "free some"
+	ours := true // as most data is
 	var path *fs.PathError
 	if errors.As(err, &path) {
-		where = "the disk that holds " + path.Path
+		where += " that holds " + path.Path
+		in, rerr := filepath.Rel(workDir, path.Path)
+		ours = rerr == nil && filepath.IsLocal(in)
 	}
-	hint := "free some"
-	if path == nil || workDir == "" || strings.HasPrefix(path.Path, workDir) {
-		hint = "free some, or name a directory on another disk with --work-dir"
+	if ours {
+		hint += ", or name a directory on another disk with --work-dir"
 	}
 	return &failure{fmt.Sprintf("no space left on %s; %s", where, hint), ErrNoSpace, err}
 }

@@ -51,7 +51,7 @@ func (c *conversion) result(ctx context.Context) (Result, error) {
 	err := c.run(ctx, &res)
 	slices.Sort(c.warnings) // they come from several goroutines
 	res.Warnings = c.warnings
-	return res, spaceSentence(err, c.opts.WorkDir)
+	return res, NoSpace(err, c.opts.WorkDir)
 }
 
 func (c *conversion) run(ctx context.Context, res *Result) (err error) {
