@@ -165,7 +165,7 @@ func (n *node) events(socket string) string {
 
 // settled returns what counts says once that has not changed for half a second: threads
 // of a container that waits, and read-ahead, go on for a while.
-func settled[T comparable](counts func() T) T {
+func settled(counts func() string) string {
 	tick, last, same := time.NewTicker(20*time.Millisecond), counts(), 0
 	defer tick.Stop()
 	for same < 25 {

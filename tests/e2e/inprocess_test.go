@@ -91,7 +91,7 @@ func TestInsideContainerd(t *testing.T) {
 	box := n.hold(base, "box", "/etc/new")
 	box.await()
 	disturb(t, n.rootOf("box"))
-	settled(func() int { return len(n.reg.Log()) })
+	require.NoError(t, n.reg.Settle(t.Context(), time.Second/2))
 	n.reg.Reset()
 	ref := n.reg.Addr() + "/tiny:committed"
 	layer := n.commit("box", base, ref)

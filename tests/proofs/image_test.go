@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os/exec"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -129,11 +128,8 @@ func (s *shop) blob(desc ocispec.Descriptor) []byte {
 	s.t.Helper()
 	repo, done := s.repo()
 	defer done()
-	s.Reset()
 	b, err := content.FetchAll(s.t.Context(), repo, desc)
 	require.NoError(s.t, err)
-	// A request is logged a moment after its client has the answer.
-	require.Eventually(s.t, func() bool { return len(s.gets(desc.Digest.String())) > 0 }, time.Minute, time.Millisecond)
 	s.Reset()
 	return b
 }

@@ -3,6 +3,7 @@ package proofs
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
@@ -23,6 +24,7 @@ func (s *shop) fetched(t *testing.T, img *image, count int) (bytes int64) {
 		})
 	}
 	require.NoError(t, g.Wait())
+	require.NoError(t, s.Settle(t.Context(), time.Second), "requests are logged when they have ended")
 	for _, l := range img.manifest.Layers {
 		for _, r := range s.gets(l.Digest.String()) {
 			bytes += r.Bytes

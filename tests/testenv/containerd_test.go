@@ -57,6 +57,7 @@ func TestContainerdRunsAnImageFromTheRegistry(t *testing.T) {
 	require.Equal(t, TinyOutput, out)
 
 	// The registry saw every layer, whole, once.
+	require.NoError(t, reg.Settle(t.Context(), 0))
 	got := map[digest.Digest]int64{}
 	for _, r := range reg.Log() {
 		if r.Method == http.MethodGet && r.Blob() != "" {

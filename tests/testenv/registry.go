@@ -54,6 +54,9 @@ type Registry struct {
 	mu       sync.Mutex
 	closed   bool // no handler starts any more
 	log      []Request
+	resets   int // a request that began before the last is no line of the log
+	inFlight int
+	changed  time.Time // when a request last began or ended
 	withhold func(*http.Request) int
 }
 
@@ -119,7 +122,8 @@ func (r *Registry) Refuse(status func(*http.Request) int) {
 	r.withhold = status
 }
 
-// Log returns the requests that have ended since the last Reset, in that order.
+// Log returns the requests that have begun and ended since the last Reset, in the
+// order of their ends. One may end a moment after its client has the whole answer.
 func (r *Registry) Log() []Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -131,6 +135,31 @@ func (r *Registry) Reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.log = nil
+	r.resets++
+}
+
+// Settle returns when no request has begun, ended or been under way for as long as
+// quiet.
+func (r *Registry) Settle(ctx context.Context, quiet time.Duration) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); !r.settled(began, quiet); {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting until the registry has nothing to do: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+func (r *Registry) settled(began time.Time, quiet time.Duration) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.changed.After(began) {
+		began = r.changed
+	}
+	return r.inFlight == 0 && time.Since(began) >= quiet
 }
 
 // ServeHTTP answers and records one request.
@@ -143,7 +172,9 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	r.handlers.Add(1)
-	withhold := r.withhold
+	r.inFlight++
+	r.changed = line.Start
+	withhold, resets := r.withhold, r.resets
 	r.mu.Unlock()
 	defer r.handlers.Done()
 	// A client that leaves makes the handler panic with ErrAbortHandler; such a
@@ -151,8 +182,12 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	defer func() {
 		line.End, line.Status, line.Bytes = time.Now(), rec.status, rec.bytes
 		r.mu.Lock()
-		r.log = append(r.log, line)
-		r.mu.Unlock()
+		defer r.mu.Unlock()
+		r.inFlight--
+		r.changed = line.End
+		if resets == r.resets {
+			r.log = append(r.log, line)
+		}
 	}()
 	if withhold != nil {
 		if status := withhold(req); status != 0 {

@@ -1,10 +1,13 @@
 package testenv
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
@@ -79,6 +82,40 @@ func TestRegistryRefuses(t *testing.T) {
 	r.Refuse(nil)
 	resp, _ = do(t, http.MethodGet, url, "", "Range", "bytes=0-1")
 	require.Equal(t, http.StatusOK, resp.StatusCode)
+}
+
+// What began before a Reset is no line of the log, though it ends after it, and the
+// registry has not settled before it has ended.
+func TestRegistryResetWithARequestUnderWay(t *testing.T) {
+	r := startRegistry(t)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	r.Refuse(func(*http.Request) int {
+		once.Do(func() { close(entered); <-leave })
+		return http.StatusTeapot
+	})
+	url := "http://" + r.Addr() + "/v2/"
+	ended := make(chan error, 1)
+	go func() {
+		resp, err := http.Post(url, "", nil) //nolint:forbidigo // it ends with the test
+		if err == nil {
+			err = resp.Body.Close()
+		}
+		ended <- err
+	}()
+	<-entered
+	r.Reset()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, r.Settle(ctx, 0), context.DeadlineExceeded)
+	close(leave)
+	require.NoError(t, <-ended)
+	http.DefaultClient.CloseIdleConnections() //nolint:forbidigo // of the request above
+	require.NoError(t, r.Settle(t.Context(), time.Millisecond))
+	require.Empty(t, r.Log())
+	do(t, http.MethodGet, url, "")
+	require.NoError(t, r.Settle(t.Context(), 0))
+	require.Len(t, r.Log(), 1)
 }
 
 func TestRequestBlob(t *testing.T) {
