@@ -26,6 +26,7 @@ const (
 	roleEnv    = "KEEPER_TEST_ROLE"
 	childEnv   = "KEEPER_TEST_CHILD"
 	controlEnv = "KEEPER_TEST_CONTROL"
+	stopEnv    = "KEEPER_TEST_STOP" // the supervisor's StopTimeout
 )
 
 func TestMain(m *testing.M) {
@@ -44,9 +45,12 @@ func TestMain(m *testing.M) {
 
 func supervisorMain() int {
 	_ = os.Setenv(roleEnv, "child")
-	err := Run(context.Background(), []string{os.Getenv(childEnv)}, Options{
-		Dir: os.TempDir(), StopTimeout: 200 * time.Millisecond,
-	})
+	stop, err := time.ParseDuration(os.Getenv(stopEnv))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 5
+	}
+	err = Run(context.Background(), []string{os.Getenv(childEnv)}, Options{Dir: os.TempDir(), StopTimeout: stop})
 	if leak := goleak.Find(goleak.IgnoreTopFunction("os/signal.loop")); leak != nil {
 		fmt.Fprintln(os.Stderr, leak)
 		return 9
@@ -144,7 +148,10 @@ type rig struct {
 	script  string
 }
 
-func newRig(t *testing.T, first string) *rig {
+// newRig gives children as long to stop as a slow machine may need.
+func newRig(t *testing.T, first string) *rig { return newRigStopping(t, first, 30*time.Second) }
+
+func newRigStopping(t *testing.T, first string, timeout time.Duration) *rig {
 	dir := t.TempDir()
 	addr := &net.UnixAddr{Name: filepath.Join(dir, "outer"), Net: "unixgram"}
 	outer, err := net.ListenUnixgram("unixgram", addr)
@@ -159,7 +166,7 @@ func newRig(t *testing.T, first string) *rig {
 	t.Cleanup(cancel)
 	r.cmd = exec.CommandContext(ctx, self)
 	r.cmd.Env = append(os.Environ(), roleEnv+"=supervisor", childEnv+"="+r.script,
-		controlEnv+"="+r.control, "NOTIFY_SOCKET="+addr.Name)
+		controlEnv+"="+r.control, stopEnv+"="+timeout.String(), "NOTIFY_SOCKET="+addr.Name)
 	out, err := os.Create(r.log)
 	require.NoError(t, err)
 	r.cmd.Stderr = out
@@ -328,7 +335,8 @@ func TestStrangerStoresNothing(t *testing.T) {
 }
 
 func TestStopTimeoutKills(t *testing.T) {
-	r := newRig(t, "")
+	// Short enough to be waited for, long enough for the second child to end by itself.
+	r := newRigStopping(t, "", 3*time.Second)
 	pid, _ := r.up(1, "1")
 	r.tell("ignore")
 	r.signal(unix.SIGTERM)
