@@ -219,7 +219,7 @@ func TestSlowMountIsAMiss(t *testing.T) {
 		return nil
 	}
 	root := t.TempDir()
-	s, err := New(root, files, Config{PrepareTimeout: 10 * time.Millisecond})
+	s, err := New(root, files, Config{PrepareTimeout: time.Second}) // it is entered before
 	require.NoError(t, err)
 	ms, err := s.Prepare(ctx, extractKey(1, "c1"), "", ask("c1", "", "d1", "m"))
 	require.NoError(t, err)
