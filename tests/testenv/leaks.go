@@ -10,6 +10,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/lazyerofs/lazyerofs/tests/testenv/caches"
 )
 
 // Mounts returns the mount points at and below dir, the last mounted first.
@@ -84,11 +86,6 @@ func Descriptors() (map[int]string, error) {
 }
 
 // DropCaches writes back and empties the page, dentry and inode caches of the
-// whole machine, so that the next reads come from the disk.
-func DropCaches() error {
-	unix.Sync()
-	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0o200); err != nil {
-		return fmt.Errorf("dropping the page cache (it needs root): %w", err)
-	}
-	return nil
-}
+// whole machine, so that the next reads come from the disk. It waits for tests that
+// hold the caches.
+func DropCaches() error { return caches.Drop() }

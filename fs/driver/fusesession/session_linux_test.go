@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
+	"github.com/lazyerofs/lazyerofs/tests/testenv/caches"
 )
 
 func TestServe(t *testing.T) {
@@ -72,6 +73,7 @@ func TestHelper(t *testing.T) {
 
 func TestResidentReads(t *testing.T) {
 	fds := openFiles(t)
+	release := caches.Hold(t)
 	r := newRig(t, func(_ *MountConfig, c *Config) {
 		f, _ := c.FS.(*files)
 		f.back(t)
@@ -82,6 +84,7 @@ func TestResidentReads(t *testing.T) {
 	hits, _ := r.s.Counts()
 	require.Positive(t, hits)
 	require.Zero(t, r.fs.reads.Load())
+	release()
 	r.end()
 }
 
@@ -338,12 +341,14 @@ func TestStoreCache(t *testing.T) {
 	r := newRig(t, nil)
 	f, err := os.Open(filepath.Join(r.target, r.fs.names[3]))
 	require.NoError(t, err)
+	release := caches.Hold(t)
 	require.NoError(t, r.s.StoreCache(5, 0, r.fs.content[3][:4096*8]))
 	got := make([]byte, 4096*8)
 	_, err = f.ReadAt(got, 0)
 	require.NoError(t, err)
 	require.Equal(t, r.fs.content[3][:4096*8], got)
 	require.Zero(t, r.fs.reads.Load())
+	release()
 	require.ErrorIs(t, r.s.StoreCache(4711, 0, got), unix.ENOENT)
 	require.NoError(t, f.Close())
 	r.end()

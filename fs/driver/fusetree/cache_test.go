@@ -12,6 +12,7 @@ import (
 
 	"github.com/lazyerofs/lazyerofs/fs/driver"
 	"github.com/lazyerofs/lazyerofs/fs/driver/drivertest"
+	"github.com/lazyerofs/lazyerofs/tests/testenv/caches"
 )
 
 // requests counts what do makes the kernel ask.
@@ -50,8 +51,10 @@ func TestTheKernelAsksOnce(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "x", string(data))
 	}
+	release := caches.Hold(t)
 	require.Less(t, r.requests(m, look), uint64(30), "attributes do not come with names")
 	require.Zero(t, r.requests(m, look), "the kernel has forgotten")
+	release()
 	r.end(m)
 }
 
