@@ -23,7 +23,14 @@ func TestBudgetCutsAHangingRequest(t *testing.T) {
 		require.ErrorIs(t, err, remote.ErrUnavailable, name)
 		require.ErrorContains(t, err, "gave up after 200ms without data", name)
 		g.faults.Clear()
-		require.NoError(t, g.read(t, b, 0, 9000), "the next read asks again")
+		// The next read asks again. On a busy machine it may be cut in its turn.
+		for began := time.Now(); ; {
+			if err = g.read(t, b, 0, 9000); err == nil {
+				break
+			}
+			require.ErrorContains(t, err, "gave up after 200ms without data")
+			require.Less(t, time.Since(began), time.Minute)
+		}
 	}
 }
 
