@@ -52,7 +52,7 @@ func TestLoopMount(t *testing.T) {
 			require.NoError(t, SetReadAhead(cfg.Target, 256))
 
 			require.NoError(t, Unmount(cfg.Target))
-			require.False(t, SuperblockAlive(name))
+			ended(t, name)
 			require.Eventually(t, func() bool { // it clears itself
 				_, err := os.Stat("/sys/block/" + device + "/loop/backing_file")
 				return os.IsNotExist(err) || diskSeq(device) != strings.Split(name, "@")[1]
