@@ -64,7 +64,7 @@ func TestShaperKeepsBytes(t *testing.T) {
 	s, err := StartShaper(srv.Listener.Addr().String(), Profile{RTT: 2 * time.Millisecond, BytesPerSecond: 200_000_000})
 	require.NoError(t, err)
 
-	client := &http.Client{Transport: &http.Transport{}}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // or the last may take the first's
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
