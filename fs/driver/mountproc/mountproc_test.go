@@ -73,10 +73,13 @@ func ended(t *testing.T, superblock string) {
 
 // What is not attached goes with its descriptor.
 func TestDropped(t *testing.T) {
-	made, err := Run(t.Context(), order(image(t)))
+	f := image(t)
+	made, err := Run(t.Context(), order(f))
 	require.NoError(t, err)
+	require.False(t, alone(t, f), "a mount that nobody sees")
 	require.NoError(t, made.Mount.Close())
 	ended(t, made.Superblock)
+	require.Eventually(t, func() bool { return alone(t, f) }, patience, 10*time.Millisecond)
 }
 
 func TestContext(t *testing.T) {
@@ -145,38 +148,31 @@ func TestRemoteError(t *testing.T) {
 
 // A child whose parent is gone attaches nothing and leaves nothing.
 func TestParentGone(t *testing.T) {
-	before := superblocks(t)
+	f := image(t)
 	text, err := json.Marshal(order(nil))
 	require.NoError(t, err)
 	ours, theirs, err := sockets()
 	require.NoError(t, err)
 	require.NoError(t, ours.Close())
 	var words bytes.Buffer
-	cmd := command(string(text), []*os.File{theirs, image(t)}, &words)
+	cmd := command(string(text), []*os.File{theirs, f}, &words)
 	require.Error(t, cmd.Run())
 	require.NoError(t, theirs.Close())
 	require.Contains(t, words.String(), unix.EPIPE.Error())
-	require.Eventually(t, func() bool { return len(added(before, superblocks(t))) == 0 }, patience, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return alone(t, f) }, patience, 10*time.Millisecond)
 }
 
-// superblocks lists those of EROFS; other tests may add some and take some away.
-func superblocks(t *testing.T) map[string]bool {
-	list, err := filepath.Glob("/sys/fs/erofs/erofs-*")
-	require.NoError(t, err)
-	all := map[string]bool{}
-	for _, s := range list {
-		all[s] = true
+// alone reports whether nobody else has f open; a superblock of it, or its loop
+// device, has.
+func alone(t *testing.T, f *os.File) bool {
+	_, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
+	if err == nil {
+		_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
+		require.NoError(t, err)
+		return true
 	}
-	return all
-}
-
-func added(before, now map[string]bool) (list []string) {
-	for s := range now {
-		if !before[s] {
-			list = append(list, s)
-		}
-	}
-	return list
+	require.ErrorIs(t, err, unix.EAGAIN)
+	return false
 }
 
 // A child that dies says nothing; its parent says so.
