@@ -134,7 +134,7 @@ func TestRootIsLocked(t *testing.T) {
 	require.ErrorContains(t, err, "registering", "metrics are there once")
 	after, err := testenv.Descriptors()
 	require.NoError(t, err)
-	require.Len(t, after, len(before))
+	require.Subset(t, before, after, "what was open before may be closed by now")
 	require.NoError(t, n.End(t.Context()))
 }
 

@@ -210,7 +210,7 @@ func (r *rig) end() {
 	r.await(r.s.Done(), "the end of the connection")
 	require.Empty(r, r.keeper.Names())
 	require.True(r, r.fs.unkept.Load())
-	require.Equal(r, r.fds, openFiles(r))
+	require.LessOrEqual(r, openFiles(r), r.fds) // what others had open then they may have closed
 }
 
 func (r *rig) await(c <-chan struct{}, what string) {
