@@ -72,6 +72,9 @@ func parse(args []string) (options, error) {
 	return o, nil
 }
 
+// base is where demos are, on a disk; a test has its own.
+var base = "/var/tmp"
+
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	o, err := parse(args)
 	if err != nil {
@@ -80,7 +83,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("it mounts file systems and drops caches; run it as root")
 	}
-	dir, err := os.MkdirTemp("/var/tmp", "lazyerofs-demo-")
+	dir, err := os.MkdirTemp(base, "lazyerofs-demo-")
 	if err != nil {
 		return fmt.Errorf("making a directory for the demo: %w", err)
 	}
