@@ -28,10 +28,10 @@ func TestMain(m *testing.M) {
 func noLeaks(t *testing.T, dir string, fn func()) {
 	t.Helper()
 	fn() // the runtime opens descriptors of its own the first time
-	fds, mounts := descriptors(t), mountTable(t)
+	fds, mounts := descriptors(t), mountTable(t, dir)
 	fn()
 	require.Equal(t, fds, descriptors(t), "descriptors")
-	require.Equal(t, mounts, mountTable(t), "mounts")
+	require.Equal(t, mounts, mountTable(t, dir), "mounts")
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Empty(t, left, "files")
@@ -51,15 +51,15 @@ func descriptors(t *testing.T) []string {
 	return out
 }
 
-// mountTable lists the mounts whose source or type a probe could have made:
-// the machine may be busy mounting other things.
-func mountTable(t *testing.T) []string {
+// mountTable lists the mounts that a probe in dir could have made: the machine may
+// be busy mounting other things, and other tests probe too.
+func mountTable(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadFile("/proc/self/mountinfo")
 	require.NoError(t, err)
 	var out []string
 	for _, line := range splitLines(entries) {
-		if containsAny(line, ".probe-", "lazyerofs-probe") {
+		if containsAny(line, dir+"/.probe-", "lazyerofs-probe") {
 			out = append(out, line)
 		}
 	}

@@ -152,12 +152,12 @@ func TestStartContainerdReportsABadConfiguration(t *testing.T) {
 	RequireRoot(t)
 	dir := t.TempDir()
 	VerifyNoLeaks(t, dir)
-	_, err := StartContainerd(t.Context(), dir, ContainerdOptions{Config: table{"version": 99}})
+	state, err := NewState()
+	require.NoError(t, err)
+	_, err = StartContainerd(t.Context(), dir, ContainerdOptions{State: state, Config: table{"version": 99}})
 	require.ErrorContains(t, err, "containerd")
 	require.ErrorContains(t, err, "version")
-	left, err := filepath.Glob("/run/lazyerofs-test-*/containerd*")
-	require.NoError(t, err)
-	require.Empty(t, left)
+	require.NoDirExists(t, state)
 }
 
 func TestMergeReplacesListsAndMergesTables(t *testing.T) {
