@@ -150,6 +150,7 @@ type victim struct {
 	kept   int    // the other end of its keptFD
 	conns  string // where fusectl is mounted
 	conn   uint32
+	inode  uint64 // of its directory: another connection may get the number
 	waiter int    // the process that makes the mount
 	loop   string // what that has bound, with its sequence number
 }
@@ -182,7 +183,8 @@ func startVictim(t *testing.T, loop bool) *victim {
 	require.NoError(t, err)
 	_, err = fmt.Sscan(line, &v.conn, &v.waiter)
 	require.NoError(t, err, line)
-	require.DirExists(t, v.connection())
+	v.inode = inode(v.connection())
+	require.NotZero(t, v.inode)
 	if loop {
 		links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", v.waiter))
 		require.NoError(t, err)
@@ -256,7 +258,7 @@ func (v *victim) nothingStays() {
 		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", v.waiter))
 		return err != nil || strings.Contains(string(state), ") Z")
 	}, patience, time.Millisecond, "the mounting process")
-	require.Eventually(v, func() bool { return !exists(v.connection()) }, patience, time.Millisecond, "the connection")
+	require.Eventually(v, func() bool { return inode(v.connection()) != v.inode }, patience, time.Millisecond, "the connection")
 	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(v.target))
 	require.NoError(v, err)
 	require.Empty(v, mounts)
@@ -265,6 +267,15 @@ func (v *victim) nothingStays() {
 			return !exists(filepath.Join("/sys/block", name, "loop")) || diskSeq(name) != seq
 		}, patience, time.Millisecond, "the loop device")
 	}
+}
+
+// inode is the number of path, 0 where nothing is.
+func inode(path string) uint64 {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return 0
+	}
+	return st.Ino
 }
 
 func exists(path string) bool {
@@ -286,7 +297,7 @@ func TestKilledWhileMounting(t *testing.T) {
 			for name, files := range inherited {
 				require.NoError(t, k.Put(name, files[0]))
 			}
-			require.True(t, exists(v.connection()), "it is kept")
+			require.Equal(t, v.inode, inode(v.connection()), "it is kept")
 			d := newDriver(t, k, Config{Inherited: inherited})
 			ids, err := d.Settle()
 			require.NoError(t, err)
