@@ -153,10 +153,7 @@ func (n *node) killInside(read func()) {
 	pid, err := n.Child(n.t.Context(), 0)
 	require.NoError(n.t, err)
 	read()
-	require.Eventually(n.t, func() bool {
-		taken, err := n.Taken()
-		return err == nil && len(taken) > 0
-	}, time.Minute, time.Millisecond)
+	unanswered(n.t, n.Taken)
 	require.NoError(n.t, unix.Kill(pid, unix.SIGKILL))
 	n.reg.Refuse(nil)
 	ctx, cancel := context.WithTimeout(n.t.Context(), time.Minute)

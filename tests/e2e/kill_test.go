@@ -4,12 +4,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/lazyerofs/lazyerofs/fs/driver/fanotify"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
@@ -24,6 +26,22 @@ func install(t *testing.T, path, version string) {
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.NoError(t, os.Rename(path+".new", path))
+}
+
+// unanswered returns when an event stays taken: one for data that is here is
+// answered at once.
+func unanswered(t *testing.T, look func() ([]fanotify.Taken, error)) {
+	t.Helper()
+	var before []fanotify.Taken
+	require.Eventually(t, func() bool {
+		now, err := look()
+		if err != nil {
+			return false
+		}
+		stays := slices.ContainsFunc(now, func(e fanotify.Taken) bool { return slices.Contains(before, e) })
+		before = now
+		return stays
+	}, time.Minute, 50*time.Millisecond)
 }
 
 // A container runs on while the daemon is upgraded, killed, and killed again with
@@ -49,10 +67,7 @@ func TestDaemonKilledAndUpgradedUnderAContainer(t *testing.T) {
 	n.reg.Refuse(refuseAll) // so that what the container reads stays unanswered
 	require.NoError(t, testenv.DropCaches())
 	box.let()
-	require.Eventually(t, func() bool {
-		taken, err := n.daemon.Taken()
-		return err == nil && len(taken) > 0
-	}, time.Minute, time.Millisecond)
+	unanswered(t, n.daemon.Taken)
 	pid, err = n.daemon.Child(t.Context(), pid)
 	require.NoError(t, err)
 	require.NoError(t, unix.Kill(pid, unix.SIGKILL))
