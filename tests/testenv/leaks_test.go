@@ -15,6 +15,18 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m, IgnoreRegistry()) }
 
+// verifyNoGoroutines is goleak.VerifyNone with patience for a busy machine.
+func verifyNoGoroutines(t *testing.T, ignored ...goleak.Option) {
+	t.Helper()
+	var leak error
+	for began := time.Now(); time.Since(began) < 20*time.Second; {
+		if leak = goleak.Find(ignored...); leak == nil { // it waits a little itself
+			return
+		}
+	}
+	require.NoError(t, leak)
+}
+
 func TestMountsAreFoundAndTakenAway(t *testing.T) {
 	RequireRoot(t)
 	dir := t.TempDir()

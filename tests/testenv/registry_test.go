@@ -39,7 +39,7 @@ func do(t *testing.T, method, url, body string, header ...string) (*http.Respons
 }
 
 func TestRegistryServesAndRecordsRanges(t *testing.T) {
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent(), IgnoreRegistry())
+	defer verifyNoGoroutines(t, goleak.IgnoreCurrent(), IgnoreRegistry())
 	r, err := StartRegistry(t.TempDir())
 	require.NoError(t, err)
 	base := "http://" + r.Addr() + "/v2/some/name/blobs/"

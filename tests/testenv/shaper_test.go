@@ -47,7 +47,7 @@ func shape(t *testing.T, target string, p Profile) *Shaper {
 }
 
 func TestShaperKeepsBytes(t *testing.T) {
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	defer verifyNoGoroutines(t, goleak.IgnoreCurrent())
 	body := make([]byte, 3<<20+17)
 	_, err := rand.Read(body)
 	require.NoError(t, err)
@@ -137,7 +137,7 @@ func TestShaperHalfClose(t *testing.T) {
 
 // TestShaperCloseEndsStuckConnections: neither side reads or writes any more.
 func TestShaperCloseEndsStuckConnections(t *testing.T) {
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	defer verifyNoGoroutines(t, goleak.IgnoreCurrent())
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer listener.Close()

@@ -51,7 +51,7 @@ func supervisorMain() int {
 		return 5
 	}
 	err = Run(context.Background(), []string{os.Getenv(childEnv)}, Options{Dir: os.TempDir(), StopTimeout: stop})
-	if leak := goleak.Find(goleak.IgnoreTopFunction("os/signal.loop")); leak != nil {
+	if leak := leaked(); leak != nil {
 		fmt.Fprintln(os.Stderr, leak)
 		return 9
 	}
@@ -63,6 +63,16 @@ func supervisorMain() int {
 		return 5
 	}
 	return 0
+}
+
+// leaked says which goroutines stay.
+func leaked() (leak error) {
+	for began := time.Now(); time.Since(began) < 20*time.Second; {
+		if leak = goleak.Find(goleak.IgnoreTopFunction("os/signal.loop")); leak == nil { // it waits a little itself
+			return nil
+		}
+	}
+	return leak
 }
 
 // childMain counts its generations in a memfd that lives in the store.
