@@ -74,7 +74,10 @@ func theirs(t testing.TB, src []byte, lower string) (string, error) {
 func ours(t testing.TB, src []byte, lower string) (registry, local string, err error) {
 	t.Helper()
 	res, blob, err := convertTwice(t, src, Config{Level: 1,
-		Implied: func(p string) (erofs.Attr, bool, error) { a, ok := attrIn(lower, p); return a, ok && a.IsDir(), nil }})
+		Implied: func(p string) (erofs.Attr, bool, error) {
+			a, found, err := lowerDir{path: lower, opaque: xattrOpaque}.find(p)
+			return a, found == here, err
+		}})
 	snaps := t.TempDir()
 	dir := filepath.Join(snaps, "2")
 	write(t, filepath.Join(dir, MarkerFile), "")

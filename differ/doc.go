@@ -29,7 +29,7 @@
 //   - The entry of the root sets the root's attributes (containerd ignores it).
 //     Without it the root has mode 0755 and belongs to root, as have parents that
 //     have no entry (see Config.Implied); Apply takes those from the layers below as
-//     far as they are here whole.
+//     far as they are here whole, unless a layer between deleted or hides them.
 //   - A later entry replaces an earlier one of the same name; a directory over a
 //     directory replaces only its attributes.
 //   - ".wh.x" becomes a character device 0:0, ".wh..wh..opq" an opaque directory,
