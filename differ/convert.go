@@ -25,8 +25,9 @@ import (
 // without an error, nothing of it is left and dst may hold part of a blob. src is
 // read ahead; a Read that has begun is waited for, also after an error.
 //
-// An entry that cannot be part of a layer gives an *EntryError, a tar that ends
-// too early an error that wraps ErrTruncated.
+// An entry that cannot be part of a layer gives an *EntryError, more of them than a
+// layer may have a *LimitError, and a tar that ends too early an error that wraps
+// ErrTruncated.
 func Convert(ctx context.Context, src io.Reader, dst io.Writer, cfg Config) (Result, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -102,6 +103,9 @@ func newLayout(t *erofs.Tree) (*erofs.Layout, error) {
 	l, err := erofs.NewLayout(t, erofs.WriteOptions{BlockBits: blockBits})
 	if err != nil {
 		return nil, fmt.Errorf("laying out the image: %w", err)
+	}
+	if most := erofs.DefaultPolicy(0).MaxMeta; l.MetaSize() > most { // which the strict parser would refuse
+		return nil, &LimitError{What: "bytes of metadata", Most: most}
 	}
 	return l, nil
 }

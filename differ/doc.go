@@ -17,6 +17,10 @@
 // does, unless somebody forges checksums. An error leaves nothing behind. Every
 // goroutine ends before the call that started it returns.
 //
+// A few kilobytes can unpack to millions of entries, so a layer that has more than
+// 8 Mi of them, more than 4 Mi files, of which one that replaces another is one more,
+// or more than 512 MiB of names, targets and attributes gives a LimitError.
+//
 // # What a tar entry means
 //
 // The rules are those of the OCI image spec; where it leaves something open,

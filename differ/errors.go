@@ -24,6 +24,20 @@ func (e *EntryError) Error() string {
 	return fmt.Sprintf("tar entry %q %s", e.Name, e.Reason)
 }
 
+// LimitError reports a layer that needs more than any may have. It is permanent for
+// that layer.
+type LimitError struct {
+	// What says of what the layer has too much.
+	What string
+	// Most is how much a layer may have of it.
+	Most int64
+}
+
+// Error returns one sentence that says what the layer has too much of.
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("layer has more than %d %s, the most that a layer may have", e.Most, e.What)
+}
+
 func badEntry(name, format string, args ...any) error {
 	return &EntryError{Name: name, Reason: fmt.Sprintf(format, args...)}
 }

@@ -2,6 +2,7 @@ package differ
 
 import (
 	"archive/tar"
+	"strings"
 
 	"github.com/lazyerofs/lazyerofs/fs/erofs"
 )
@@ -11,6 +12,29 @@ type hardLink struct {
 	name   string // as the tar has it
 	at     string
 	target string // clean, not resolved
+}
+
+// links are those that wait for their targets, in the order in which they came. A
+// later one replaces one of the same name.
+type links struct {
+	all []hardLink
+	at  map[string]int // numbers in all
+}
+
+// add returns how many bytes more are kept.
+func (l *links) add(h hardLink) int {
+	cost := len(h.name) + len(h.at) + len(h.target)
+	if k, ok := l.at[h.at]; ok {
+		old := l.all[k]
+		l.all[k] = h
+		return cost - len(old.name) - len(old.at) - len(old.target)
+	}
+	if l.at == nil {
+		l.at = make(map[string]int)
+	}
+	l.at[h.at] = len(l.all)
+	l.all = append(l.all, h)
+	return cost + linkCost
 }
 
 // hardLink enters a second name of a file. Only the name counts: mode, owner and
@@ -37,8 +61,8 @@ func (t *ingest) hardLink(hdr *tar.Header, at string) error {
 			return wrapEntry(hdr.Name, err)
 		}
 	}
-	t.links = append(t.links, hardLink{name: hdr.Name, at: at, target: target})
-	return nil
+	// Not what is in the header, or all PAX records of the entry would stay.
+	return t.keep(t.links.add(hardLink{name: strings.Clone(hdr.Name), at: strings.Clone(at), target: strings.Clone(target)}))
 }
 
 func (t *ingest) link(name, at string, to erofs.Inode) error {
@@ -48,19 +72,19 @@ func (t *ingest) link(name, at string, to erofs.Inode) error {
 	if err := t.b.Link(at, to); err != nil {
 		return wrapEntry(name, err)
 	}
-	return nil
+	return t.named(at, 0)
 }
 
 // finishLinks makes the links whose targets came later, which may be links that
 // waited too. A file that came later at a link's own path stays.
 func (t *ingest) finishLinks() error {
 	waiting := make(map[string][]hardLink) // by what their target resolves to
-	for _, l := range t.links {
+	for _, l := range t.links.all {
 		if err := t.finishLink(l, waiting); err != nil {
 			return err
 		}
 	}
-	for _, l := range t.links {
+	for _, l := range t.links.all {
 		if _, ok := t.b.Lookup(l.at); !ok {
 			return badEntry(l.name, "is a hard link to %q, which is not in the layer", l.target)
 		}

@@ -133,8 +133,9 @@ func (t *ingest) mkdirs(name, dir string) error {
 			attr = a
 		}
 	}
-	if _, err := t.b.Put(dir, attr); err != nil {
+	i, err := t.b.Put(dir, attr)
+	if err != nil {
 		return wrapEntry(name, err)
 	}
-	return nil
+	return t.made(i, dir, "")
 }

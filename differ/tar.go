@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +31,10 @@ type ingest struct {
 	each    func(*tar.Header) error // may be nil; sees every header first
 	targets map[erofs.Inode]string  // of symbolic links
 	marks   marks
-	links   []hardLink
+	links   links
+	most    limits
+	kept    int           // of most.kept
+	newest  erofs.Inode   // of most.inodes
 	owners  []erofs.Inode // of records, by their numbers
 
 	asked, found string // last directory that place resolved, and to what
@@ -42,6 +46,7 @@ func newIngest(sink dataSink, implied func(string) (erofs.Attr, bool, error)) *i
 		b:       erofs.NewBuilder(),
 		sink:    sink,
 		implied: implied,
+		most:    layerLimits(),
 		targets: make(map[erofs.Inode]string),
 	}
 }
@@ -53,6 +58,9 @@ func (t *ingest) run(ctx context.Context, r io.Reader) error {
 		hdr, err := tr.Next()
 		if err == io.EOF {
 			break
+		}
+		if n == t.most.entries {
+			return &LimitError{What: "tar entries", Most: int64(n)}
 		}
 		if errors.Is(err, tar.ErrHeader) {
 			if n == 0 {
@@ -99,12 +107,10 @@ func (t *ingest) entry(ctx context.Context, hdr *tar.Header, data io.Reader) err
 	switch kind {
 	case whiteout:
 		dir, base := splitPath(at)
-		t.marks.whiteout(joinPath(dir, base[len(whiteoutPrefix):]))
-		return nil
+		return t.whiteout(joinPath(dir, base[len(whiteoutPrefix):]))
 	case opaque:
 		dir, _ := splitPath(at)
-		t.marks.opaque(dir)
-		return nil
+		return t.opaque(dir)
 	}
 	return t.file(ctx, hdr, at, data)
 }
@@ -125,7 +131,7 @@ func (t *ingest) file(ctx context.Context, hdr *tar.Header, at string, data io.R
 	var i erofs.Inode
 	if attr.Mode&unix.S_IFMT == unix.S_IFLNK {
 		if i, err = t.b.PutSymlink(at, attr, hdr.Linkname); err == nil {
-			t.targets[i] = hdr.Linkname
+			t.targets[i] = strings.Clone(hdr.Linkname) // or all PAX records of the entry would stay
 			t.fresh = false
 		}
 	} else {
@@ -134,8 +140,13 @@ func (t *ingest) file(ctx context.Context, hdr *tar.Header, at string, data io.R
 	if err != nil {
 		return wrapEntry(hdr.Name, err)
 	}
+	if err := t.made(i, at, hdr.Linkname); err != nil {
+		return err
+	}
 	if attr.IsWhiteout() {
-		t.marks.whiteout(at)
+		if err := t.whiteout(at); err != nil {
+			return err
+		}
 	}
 	if err := t.xattrs(hdr, i, attr); err != nil {
 		return err

@@ -51,6 +51,8 @@ func TestEntries(t *testing.T) {
 			[]string{"a -644 0:0 size=2 nlink=3", "b -644 0:0 size=2 nlink=3", "d d755 0:0", "d/c -644 0:0 size=2 nlink=3"}},
 		{"hard link before its target", []ent{hardlink("b", "c"), hardlink("c", "a"), file("a", "xy")},
 			[]string{"a -644 0:0 size=2 nlink=3", "b -644 0:0 size=2 nlink=3", "c -644 0:0 size=2 nlink=3"}},
+		{"two early hard links", []ent{hardlink("x", "a"), hardlink("x", "b"), file("a", "1"), file("b", "22")},
+			[]string{"a -644 0:0 size=1 nlink=1", "b -644 0:0 size=2 nlink=2", "x -644 0:0 size=2 nlink=2"}},
 		{"hard link to itself", []ent{file("a", "xy"), hardlink("a", "a")}, []string{"a -644 0:0 size=2 nlink=1"}},
 		{"hard link keeps the replaced file", []ent{file("a", "xy"), hardlink("b", "a"), file("a", "z")},
 			[]string{"a -644 0:0 size=1 nlink=1", "b -644 0:0 size=2 nlink=1"}},

@@ -47,14 +47,13 @@ func (s *nativeSink) write(u upperDir, st *store, w io.Writer, cfg Config) (Resu
 // add enters a change as it is: overlayfs' form is what layers have.
 func (s *nativeSink) add(c *change) error {
 	if c.gone {
-		s.ing.marks.whiteout(c.path)
-		return nil
+		return s.ing.whiteout(c.path)
 	}
 	if err := s.ing.file(s.ctx, &c.hdr, c.path, c.data); err != nil {
 		return err
 	}
 	if c.opaque {
-		s.ing.marks.opaque(c.path)
+		return s.ing.opaque(c.path)
 	}
 	return nil
 }

@@ -68,23 +68,58 @@ func classify(hdr *tar.Header, p string) (entryKind, error) {
 // below and never about other entries of their own layer, whatever the order,
 // so they are applied when all entries are known.
 type marks struct {
-	whiteouts []string
-	opaques   []string
+	whiteouts pathSet
+	opaques   pathSet
 }
 
-func (m *marks) whiteout(p string) { m.whiteouts = append(m.whiteouts, p) }
-func (m *marks) opaque(dir string) { m.opaques = append(m.opaques, dir) }
+// pathSet is a set of paths in the order in which they came.
+type pathSet struct {
+	paths []string
+	has   map[string]struct{}
+}
+
+func (s *pathSet) len() int { return len(s.paths) }
+
+// add reports whether p is new.
+func (s *pathSet) add(p string) bool {
+	if _, ok := s.has[p]; ok {
+		return false
+	}
+	if s.has == nil {
+		s.has = make(map[string]struct{})
+	}
+	p = strings.Clone(p) // or all PAX records of the entry would stay
+	s.paths, s.has[p] = append(s.paths, p), struct{}{}
+	return true
+}
+
+func (t *ingest) whiteout(p string) error {
+	if !t.marks.whiteouts.add(p) {
+		return nil
+	}
+	if err := t.room(); err != nil {
+		return err
+	}
+	return t.keep(markCost + len(p))
+}
+
+func (t *ingest) opaque(dir string) error {
+	if !t.marks.opaques.add(dir) {
+		return nil
+	}
+	return t.keep(markCost + len(dir))
+}
 
 // apply makes overlayfs' marks. A real entry beats a whiteout of its name; a real
 // directory then hides the one below, which overlayfs calls opaque. A mark in a
 // directory that another entry replaced is void.
 func (m *marks) apply(b *erofs.Builder) error {
-	for _, p := range m.whiteouts {
+	for _, p := range m.whiteouts.paths {
 		if err := m.applyWhiteout(b, p); err != nil {
 			return wrapEntry(p, err)
 		}
 	}
-	for _, dir := range m.opaques {
+	for _, dir := range m.opaques.paths {
 		if i, ok := b.Lookup(dir); ok && b.Attr(i).IsDir() {
 			if err := b.SetXattr(i, xattrOpaque, []byte("y")); err != nil {
 				return wrapEntry(dir, err)

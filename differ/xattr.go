@@ -74,6 +74,9 @@ func (t *ingest) xattrs(hdr *tar.Header, i erofs.Inode, a erofs.Attr) error {
 		if n++; n > limit {
 			return badEntry(hdr.Name, "has more than %d extended attributes", limit)
 		}
+		if err := t.keep(len(name) + len(value) + xattrCost); err != nil {
+			return err
+		}
 		err := t.b.SetXattr(i, name, value)
 		if err != nil && !errors.Is(err, erofs.ErrXattrName) {
 			return wrapEntry(hdr.Name, err)
