@@ -98,6 +98,8 @@ func changeAll(t testing.TB, m string) {
 	require.NoError(t, os.Lchown(m+"/setuid", 1<<20, 99999))
 	require.NoError(t, unix.Chmod(m+"/setuid", 0o6755))
 	require.NoError(t, unix.Setxattr(m+"/setuid", "security.capability", []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0))
+	require.NoError(t, os.Link(m+"/setuid", m+"/setuid2"))
+	require.NoError(t, os.Link(m+"/setuid", m+"/dir/setuid3"))
 	require.NoError(t, unix.Setxattr(m+"/dir", "user.k", []byte("v\x00w"), 0))
 	require.NoError(t, unix.Setxattr(m+"/dir", "trusted.mine", []byte("x"), 0))
 	acl := posixACL(6, 7, 4)

@@ -59,7 +59,8 @@
 // Compare reads overlayfs' form of changes from the upper directory alone and
 // keeps it in a native layer; a tar gets ".wh." names for it. Besides:
 //
-//   - A file with several names in the directory has them in the layer. Holes stay
+//   - A file with several names in the directory has them in the layer; as tar
+//     entries, the later ones repeat its capability, which chown(2) takes. Holes stay
 //     holes. Attributes are user.*, security.capability and access control lists:
 //     other security.* labels belong to this host.
 //   - A socket becomes a whiteout: no layer holds one, and what it hides must not

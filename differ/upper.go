@@ -150,7 +150,10 @@ func (w *upperWalk) describe(f *os.File, st *unix.Stat_t, c *change) error {
 	if kind != unix.S_IFDIR && st.Nlink > 1 {
 		id := fileID{st.Dev, st.Ino}
 		if first, ok := w.first[id]; ok {
-			c.hdr.Typeflag, c.hdr.Linkname, c.hdr.PAXRecords = tar.TypeLink, first, nil
+			c.hdr.Typeflag, c.hdr.Linkname = tar.TypeLink, first
+			// Unpackers give the file the owner in the header of a link, too, and chown(2)
+			// takes its capability away, which must come again after it.
+			c.hdr.PAXRecords = only(c.hdr.PAXRecords, paxXattr+capability)
 			return nil
 		}
 		w.first[id] = c.path
@@ -259,6 +262,15 @@ func put(m map[string]string, key, value string) map[string]string {
 	}
 	m[key] = value
 	return m
+}
+
+// only returns the record of that key alone.
+func only(m map[string]string, key string) map[string]string {
+	v, ok := m[key]
+	if !ok {
+		return nil
+	}
+	return map[string]string{key: v}
 }
 
 // leavesHost reports whether an attribute belongs to the file rather than to this
