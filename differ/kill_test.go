@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,7 +45,7 @@ func (s oneFile) ReaderAt(context.Context, ocispec.Descriptor) (content.ReaderAt
 }
 
 // applyOne applies the layer in a file to a snapshot's directory, in a process of
-// its own, and prints a line whenever it read something.
+// its own. Whenever it read something it prints a line and waits for a byte.
 func applyOne(layer, dir string) int {
 	b, err := os.ReadFile(layer)
 	if err == nil {
@@ -52,7 +53,10 @@ func applyOne(layer, dir string) int {
 		desc.MediaType = map[string]string{"tar": ocispec.MediaTypeImageLayerGzip, "native": chunk.MediaTypeLayerZstd}[desc.MediaType]
 		_, err = New(oneFile{path: layer}, ServiceConfig{}).Apply(context.Background(), desc,
 			[]mount.Mount{{Type: "bind", Source: filepath.Join(dir, MountDir)}},
-			diff.WithProgress(func(ocispec.Descriptor, int64) { fmt.Fprintln(os.Stdout, "read") }))
+			diff.WithProgress(func(ocispec.Descriptor, int64) {
+				fmt.Fprintln(os.Stdout, "read")
+				_, _ = os.Stdin.Read(make([]byte, 1)) // the end of it will do, too
+			}))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stdout, err)
@@ -62,57 +66,96 @@ func applyOne(layer, dir string) int {
 	return 0
 }
 
+// applier is applyOne in a process that can be killed.
+type applier struct {
+	cmd *exec.Cmd
+	in  io.Writer
+	out *bufio.Scanner
+	dir string
+}
+
+func startApplier(t *testing.T, layer string) *applier {
+	self, err := os.Executable()
+	require.NoError(t, err)
+	a := &applier{}
+	a.dir, _ = snapshotDir(t, t.TempDir())
+	a.cmd = exec.CommandContext(t.Context(), self, layer, a.dir)
+	a.cmd.Env = append(os.Environ(), "DIFFER_TEST_AS=applier")
+	a.in, err = a.cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := a.cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, a.cmd.Start())
+	a.out = bufio.NewScanner(out)
+	return a
+}
+
+// next waits for a line, and reports whether the applier waits behind it.
+func (a *applier) next(t *testing.T) bool {
+	require.True(t, a.out.Scan(), "the applier ended early")
+	return a.out.Text() == "read"
+}
+
+func (a *applier) goOn(t *testing.T) {
+	_, err := a.in.Write([]byte{1})
+	require.NoError(t, err)
+}
+
+// kill reports whether the applier was killed before it had ended.
+func (a *applier) kill(t *testing.T) bool {
+	err := a.cmd.Process.Signal(unix.SIGKILL)
+	if err != nil {
+		require.ErrorIs(t, err, os.ErrProcessDone)
+	}
+	return a.cmd.Wait() != nil
+}
+
 // TestApplyKilled: a process that is killed at any moment leaves the whole layer
 // or nothing, not even a temporary file.
 func TestApplyKilled(t *testing.T) {
-	self, err := os.Executable()
-	require.NoError(t, err)
 	src := layerTar(t)
 	_, blob := convertBytes(t, src, Config{})
 	for kind, layer := range map[string][]byte{"tar": gzipped(t, src), "native": blob} {
 		t.Run(kind, func(t *testing.T) {
 			p := filepath.Join(t.TempDir(), kind, "layer")
 			write(t, p, string(layer))
-			run := func(lines int) (string, bool) {
-				dir, _ := snapshotDir(t, t.TempDir())
-				cmd := exec.CommandContext(t.Context(), self, p, dir)
-				cmd.Env = append(os.Environ(), "DIFFER_TEST_AS=applier")
-				out, err := cmd.StdoutPipe()
-				require.NoError(t, err)
-				require.NoError(t, cmd.Start())
-				s := bufio.NewScanner(out)
-				for range lines {
-					if !s.Scan() || s.Text() == "done" {
-						require.NoError(t, cmd.Wait())
-						return dir, true
+			whole, reads := startApplier(t, p), 0
+			for ; whole.next(t); reads++ {
+				whole.goOn(t)
+			}
+			require.NoError(t, whole.cmd.Wait())
+			require.Greater(t, reads, 3)
+			want, err := os.ReadFile(filepath.Join(whole.dir, LayerFile))
+			require.NoError(t, err)
+
+			killed := func(after int, free bool) {
+				a := startApplier(t, p)
+				for n := range after {
+					require.True(t, a.next(t))
+					if n+1 < after || free {
+						a.goOn(t)
 					}
 				}
-				require.NoError(t, cmd.Process.Signal(unix.SIGKILL))
-				require.Error(t, cmd.Wait())
-				return dir, false
-			}
-			whole, ok := run(1 << 20)
-			require.True(t, ok)
-			want, err := os.ReadFile(filepath.Join(whole, LayerFile))
-			require.NoError(t, err)
-			killed := 0
-			for lines := 1; ; lines += 1 + lines/3 {
-				dir, ended := run(lines)
-				got, err := os.ReadFile(filepath.Join(dir, LayerFile))
+				dead := a.kill(t)
+				require.True(t, dead || free && after == reads, "it waited")
+				got, err := os.ReadFile(filepath.Join(a.dir, LayerFile))
 				if err == nil {
-					require.True(t, bytes.Equal(want, got), "killed after %d reads", lines)
-					requireOnly(t, dir, LayerFile)
-				} else {
-					require.ErrorIs(t, err, os.ErrNotExist)
-					require.False(t, ended)
-					requireOnly(t, dir)
-					killed++
+					require.True(t, bytes.Equal(want, got), "killed after %d reads", after)
+					requireOnly(t, a.dir, LayerFile)
+					require.True(t, free && after == reads, "a layer that was not read to its end")
+					return
 				}
-				if ended {
-					break
-				}
+				require.ErrorIs(t, err, os.ErrNotExist)
+				require.True(t, dead)
+				requireOnly(t, a.dir)
 			}
-			require.Greater(t, killed, 3)
+			for after := 1; after < reads; after += 1 + after/3 {
+				killed(after, after%2 == 0)
+			}
+			killed(reads, false)
+			for range 4 { // anywhere between the last read and the end
+				killed(reads, true)
+			}
 		})
 	}
 }
