@@ -127,7 +127,7 @@ func TestApplyEncrypted(t *testing.T) {
 // that has ended is closed by a goroutine that waited for it.
 func closesAll(t *testing.T, before int) {
 	t.Helper()
-	require.Eventually(t, func() bool { return openFiles(t) <= before }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return openFiles(t) <= before }, time.Minute, time.Millisecond)
 }
 
 // TestApplyEncryptedFails: what the program says is what the caller gets, and
