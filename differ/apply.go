@@ -96,7 +96,8 @@ type unpacking struct {
 	implied func(string) (erofs.Attr, bool, error)
 }
 
-// through does what reads the layer, and then ends the reading ahead of it.
+// through does what reads the layer, and then ends the reading ahead of it, which
+// begins when the layer is opened.
 func (u *unpacking) through(end func(), apply func() (ocispec.Descriptor, error)) (ocispec.Descriptor, error) {
 	defer end()
 	out, err := apply()

@@ -34,10 +34,10 @@ func Convert(ctx context.Context, src io.Reader, dst io.Writer, cfg Config) (Res
 		return Result{}, err
 	}
 	in, err := openInput(ctx, src, cfg.Progress)
+	defer in.close()
 	if err != nil {
 		return Result{}, err
 	}
-	defer in.close()
 	st, err := newStore(ctx, cfg)
 	if err != nil {
 		return Result{}, err

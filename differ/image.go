@@ -236,10 +236,12 @@ func (s *imageSink) finish(t *erofs.Tree) error {
 // call an EROFS image a tar; it is taken for what it is.
 func applyTar(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 	in, err := openInput(ctx, u.src, nil)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	return u.through(in.close, func() (ocispec.Descriptor, error) { return convertTar(ctx, u, in) })
+	return u.through(in.close, func() (ocispec.Descriptor, error) {
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		return convertTar(ctx, u, in)
+	})
 }
 
 func convertTar(ctx context.Context, u *unpacking, in *input) (ocispec.Descriptor, error) {

@@ -41,12 +41,13 @@ const (
 )
 
 // openInput finds out how src is compressed by its first bytes, because media
-// types are often wrong about it. Call close when done, also after an error.
+// types are often wrong about it. Call close when done, also when it fails: a Read of
+// src may have begun that somebody else can end.
 func openInput(ctx context.Context, src io.Reader, progress func(int64)) (*input, error) {
 	br := bufio.NewReaderSize(src, aheadLen)
 	magic, err := br.Peek(magicLen)
 	if err != nil && err != io.EOF {
-		return nil, readError("reading layer", err)
+		return &input{close: func() {}}, readError("reading layer", err)
 	}
 	return openAs(ctx, br, compressionOf(magic), progress)
 }
@@ -78,8 +79,7 @@ func openAs(ctx context.Context, src io.Reader, how compression, progress func(i
 	raw := readAhead(ctx, src, nil)
 	data, release, err := decompress(bufio.NewReaderSize(raw, 64<<10), how)
 	if err != nil {
-		raw.close()
-		return nil, err
+		return &input{close: raw.close}, err
 	}
 	a := readAhead(ctx, data, in.sum)
 	in.r, in.close = a, func() {

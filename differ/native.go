@@ -26,10 +26,10 @@ const (
 // applyRaw copies an image and leaves out what follows it in the blob.
 func applyRaw(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 	in, err := openAs(ctx, u.src, asIs, nil)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
 	return u.through(in.close, func() (ocispec.Descriptor, error) {
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
 		w := &sparseWriter{f: u.f}
 		n, err := io.Copy(w, in)
 		if err != nil {
@@ -54,10 +54,10 @@ func applyRaw(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 // the chunk index is in a frame that decoders pass over.
 func applyZstd(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 	in, err := openAs(ctx, u.src, zstdStream, nil)
-	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("decompressing the image: %w", err)
-	}
 	return u.through(in.close, func() (ocispec.Descriptor, error) {
+		if err != nil {
+			return ocispec.Descriptor{}, fmt.Errorf("decompressing the image: %w", err)
+		}
 		n, err := unpackImage(u.f, in)
 		if err != nil {
 			return ocispec.Descriptor{}, fmt.Errorf("decompressing: %w", err)

@@ -170,6 +170,33 @@ func TestApplyEncryptedCancelled(t *testing.T) {
 	requireOnly(t, dir)
 }
 
+// TestApplyProcessorThatStays: a program whose output is refused is not waited for,
+// neither while the layer is opened nor later.
+func TestApplyProcessorThatStays(t *testing.T) {
+	store := newLayerStore(t)
+	for name, tc := range map[string]struct{ mediaType, head, want string }{
+		"gzip header": {ocispec.MediaTypeImageLayerGzip, `\037\213\007`, "reading gzip layer"},
+		"gzip block":  {ocispec.MediaTypeImageLayerGzip, `\037\213\010\000\000\000\000\000\000\000\007`, "reading entry 1"},
+		"zstd":        {ocispec.MediaTypeImageLayerZstd, `\050\265\057\375\377\377\377`, "reading entry 1"},
+		"tar":         {ocispec.MediaTypeImageLayer, "garbage", "not a tar"},
+		"native":      {chunk.MediaTypeLayerZstd, "garbage", "decompressing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := openFiles(t)
+			dir, mounts := snapshotDir(t, t.TempDir())
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			_, err := New(store, ServiceConfig{Processors: []diff.Handler{
+				diff.BinaryHandler("stays", tc.mediaType, []string{"application/x"}, "/bin/sh", []string{"-c", "printf '" + tc.head + "'; head -c 300000 /dev/zero; exec sleep 600"}, nil),
+			}}).Apply(ctx, store.add(t, "application/x", []byte(name)), mounts)
+			require.ErrorContains(t, err, tc.want)
+			require.NoError(t, ctx.Err(), "only the end of the context ended it")
+			requireOnly(t, dir)
+			closesAll(t, before)
+		})
+	}
+}
+
 // TestApplyProcessors: one behind the other, but not in circles, and one that
 // makes what nobody can unpack.
 func TestApplyProcessors(t *testing.T) {
