@@ -69,13 +69,21 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		}
 	}()
 	src := &blobReader{ctx: ctx, r: bufio.NewReaderSize(content.NewReader(ra), requestLen), progress: cfg.Progress}
+	unpacked := false
 	out, err := writeLayer(dir, func(f *os.File) (ocispec.Descriptor, error) {
 		out, err := d.unpack(ctx, &unpacking{desc: desc, src: src, f: f, implied: d.implied(mounts)}, cfg.ProcessorPayloads)
-		if err == nil && d.cfg.Layer.Verity {
-			err = addTree(dir, f)
+		if err != nil {
+			return out, err
 		}
-		return out, err
+		unpacked = true
+		if d.cfg.Layer.Verity {
+			return out, addTree(dir, f)
+		}
+		return out, removeSidecar(dir) // of an earlier layer, which this one replaces
 	})
+	if err != nil && unpacked {
+		err = errors.Join(err, removeSidecar(dir))
+	}
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("applying layer %s: %w", desc.Digest, err)
 	}

@@ -124,3 +124,12 @@ func addTree(dir string, f *os.File) (err error) {
 	}
 	return dmverity.WriteSidecar(filepath.Join(dir, LayerFile), tree.Verity)
 }
+
+// removeSidecar removes what addTree said beside LayerFile in dir, if it did.
+func removeSidecar(dir string) error {
+	err := os.Remove(filepath.Join(dir, LayerFile+dmverity.SidecarSuffix))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing what was said of a hash tree: %w", err)
+	}
+	return nil
+}

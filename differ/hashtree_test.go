@@ -79,6 +79,38 @@ func TestHashTreeOfTheSmallestLayer(t *testing.T) {
 	requireTree(t, data, v)
 }
 
+// TestApplyFailsWithHashTree: nothing is left of a layer that could not get its name.
+func TestApplyFailsWithHashTree(t *testing.T) {
+	store := newLayerStore(t)
+	desc := store.add(t, ocispec.MediaTypeImageLayer, mkTar(t, file("a", "1")))
+	for _, verity := range []bool{false, true} {
+		dir, mounts := snapshotDir(t, t.TempDir())
+		require.NoError(t, os.Mkdir(filepath.Join(dir, LayerFile), 0o755)) // whose place no file can take
+		_, err := New(store, ServiceConfig{Layer: Config{Verity: verity}}).Apply(t.Context(), desc, mounts)
+		require.ErrorContains(t, err, "publishing layer file")
+		requireOnly(t, dir, LayerFile)
+	}
+}
+
+// TestApplyAgainWithoutHashTree: what was said of an earlier layer in the same place
+// is not said of the one that takes it.
+func TestApplyAgainWithoutHashTree(t *testing.T) {
+	store := newLayerStore(t)
+	dir, mounts := snapshotDir(t, t.TempDir())
+	for i, verity := range []bool{true, false, true} {
+		desc := store.add(t, ocispec.MediaTypeImageLayer, mkTar(t, file("a", random(uint64(i), 100000*(i+1)))))
+		_, err := New(store, ServiceConfig{Layer: Config{Verity: verity}}).Apply(t.Context(), desc, mounts)
+		require.NoError(t, err)
+		v, err := dmverity.ReadSidecar(filepath.Join(dir, LayerFile))
+		require.NoError(t, err)
+		require.Equal(t, verity, v != nil)
+	}
+	// One that is refused changes nothing of the layer that is there.
+	_, err := New(store, ServiceConfig{}).Apply(t.Context(), store.add(t, ocispec.MediaTypeImageLayer, mkTar(t, file("../x", ""))), mounts)
+	require.ErrorContains(t, err, "outside the layer")
+	requireOnly(t, dir, LayerFile, LayerFile+dmverity.SidecarSuffix)
+}
+
 // TestApplyWithHashTree: every kind of layer gets one on this node, also one that
 // came with a tree, and the image before it is the same.
 func TestApplyWithHashTree(t *testing.T) {

@@ -48,5 +48,8 @@ func giveName(f *os.File, name string) error {
 	if err := link(temp); err != nil {
 		return err
 	}
-	return os.Rename(temp, name)
+	if err := os.Rename(temp, name); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	return nil
 }
