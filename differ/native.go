@@ -31,8 +31,11 @@ func applyRaw(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 			return ocispec.Descriptor{}, err
 		}
 		w := &sparseWriter{f: u.f}
-		n, err := io.Copy(w, in)
-		if err != nil {
+		if u.changed { // a program has no end; a blob has one, and is here
+			if _, err := CopyImage(w, in, chunk.MaxIndexLen); err != nil {
+				return ocispec.Descriptor{}, fmt.Errorf("copying the image: %w", err)
+			}
+		} else if _, err := io.Copy(w, in); err != nil {
 			return ocispec.Descriptor{}, readError("copying the image", err)
 		}
 		if err := w.flush(); err != nil {
@@ -46,7 +49,7 @@ func applyRaw(ctx context.Context, u *unpacking) (ocispec.Descriptor, error) {
 		if err := acceptImage(u.f, w.n); err != nil {
 			return ocispec.Descriptor{}, err
 		}
-		return ocispec.Descriptor{MediaType: u.desc.MediaType, Digest: in.digest(), Size: n}, nil
+		return ocispec.Descriptor{MediaType: u.desc.MediaType, Digest: in.digest(), Size: in.n}, nil
 	})
 }
 

@@ -197,6 +197,32 @@ func TestApplyProcessorThatStays(t *testing.T) {
 	}
 }
 
+// TestApplyProcessorThatGoesOn: what follows an image has a limit, or a program could
+// fill the disk.
+func TestApplyProcessorThatGoesOn(t *testing.T) {
+	store := newLayerStore(t)
+	res, raw := convertBytes(t, layerTar(t), Config{Form: Raw})
+	for more, want := range map[int64]string{
+		1 << 20: "",
+		chunk.MaxIndexLen + 2<<20 + res.ImageSize/64: "far more comes than",
+	} {
+		dir, mounts := snapshotDir(t, t.TempDir())
+		got, err := New(store, ServiceConfig{Processors: []diff.Handler{
+			diff.BinaryHandler("goes on", chunk.MediaTypeLayer, []string{"application/x"}, "/bin/sh", []string{"-c", fmt.Sprintf("cat; exec head -c %d /dev/zero", more)}, nil),
+		}}).Apply(t.Context(), store.add(t, "application/x", raw), mounts)
+		if want != "" {
+			require.ErrorContains(t, err, want)
+			requireOnly(t, dir)
+			continue
+		}
+		require.NoError(t, err)
+		require.Equal(t, int64(len(raw))+more, got.Size)
+		img, err := os.ReadFile(filepath.Join(dir, LayerFile))
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(raw[:res.ImageSize], img))
+	}
+}
+
 // TestApplyProcessors: one behind the other, but not in circles, and one that
 // makes what nobody can unpack.
 func TestApplyProcessors(t *testing.T) {
