@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -99,7 +100,9 @@ type unpacking struct {
 	desc    ocispec.Descriptor // its media type is that of src
 	changed bool               // src is not the blob of desc, but what a processor made of it
 	src     io.Reader
-	abort   func() // ends src early
+	abort   func()      // ends src early
+	ended   atomic.Bool // src was read to its end
+	short   bool        // and that came too early
 	f       *os.File
 	implied func(string) (erofs.Attr, bool, error)
 }
@@ -109,10 +112,26 @@ type unpacking struct {
 func (u *unpacking) through(end func(), apply func() (ocispec.Descriptor, error)) (ocispec.Descriptor, error) {
 	defer end()
 	out, err := apply()
-	if err != nil && !errors.Is(err, ErrTruncated) { // which says that the stream has ended
+	u.short = errors.Is(err, ErrTruncated) && u.ended.Load() // zstd's decoder says it of damaged frames, too
+	if err != nil && !u.short {
 		u.abort() // or a processor that never writes again would be waited for
 	}
 	return out, err
+}
+
+// endNoting is a reader that notes its end.
+type endNoting struct {
+	io.Reader
+	ended *atomic.Bool
+}
+
+// Read implements io.Reader.
+func (r endNoting) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if err != nil {
+		r.ended.Store(true)
+	}
+	return n, err
 }
 
 // applyFunc writes the image of one kind of layer and returns the descriptor of

@@ -44,12 +44,13 @@ func (d *Differ) unpack(ctx context.Context, u *unpacking, payloads map[string]t
 		return ocispec.Descriptor{}, errors.Join(err, chain.stop(ctx))
 	}
 	u.abort = cancel
+	u.src = endNoting{u.src, &u.ended}
 	apply := applierFor(u.desc.MediaType)
 	if apply == nil {
 		return ocispec.Descriptor{}, errors.Join(unknownType(u.desc), chain.stop(ctx))
 	}
 	out, err := apply(ctx, u)
-	if err == nil || errors.Is(err, ErrTruncated) { // its output has ended, so it says why
+	if err == nil || u.short { // its output has ended, so it says why
 		if perr := chain.wait(ctx); perr != nil {
 			err = perr
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/protobuf/proto"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"github.com/klauspost/compress/zstd"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
@@ -174,10 +176,24 @@ func TestApplyEncryptedCancelled(t *testing.T) {
 // neither while the layer is opened nor later.
 func TestApplyProcessorThatStays(t *testing.T) {
 	store := newLayerStore(t)
+	var cut string // a frame of which the decoder says that it ends early, whatever follows
+	for at := 9; cut == ""; at++ {
+		b := zstded(t, []byte(text(1, 100000)))
+		b[at] ^= 1
+		zr, err := zstd.NewReader(io.MultiReader(bytes.NewReader(b), io.LimitReader(endlessZeros{}, 300000)))
+		require.NoError(t, err)
+		if _, err = io.Copy(io.Discard, zr); errors.Is(err, io.ErrUnexpectedEOF) {
+			for _, c := range b {
+				cut += fmt.Sprintf("\\%03o", c)
+			}
+		}
+		zr.Close()
+	}
 	for name, tc := range map[string]struct{ mediaType, head, want string }{
 		"gzip header": {ocispec.MediaTypeImageLayerGzip, `\037\213\007`, "reading gzip layer"},
 		"gzip block":  {ocispec.MediaTypeImageLayerGzip, `\037\213\010\000\000\000\000\000\000\000\007`, "reading entry 1"},
 		"zstd":        {ocispec.MediaTypeImageLayerZstd, `\050\265\057\375\377\377\377`, "reading entry 1"},
+		"zstd block":  {ocispec.MediaTypeImageLayerZstd, cut, "truncated"},
 		"tar":         {ocispec.MediaTypeImageLayer, "garbage", "not a tar"},
 		"native":      {chunk.MediaTypeLayerZstd, "garbage", "decompressing"},
 	} {
