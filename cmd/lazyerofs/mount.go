@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
@@ -37,8 +38,10 @@ func (i *instanceFlags) add(cmd *cobra.Command) {
 	f.BoolVar(&i.rootless, "rootless", os.Geteuid() != 0, "mount through FUSE, without privileges; the default for all but root")
 }
 
-// instance returns the daemon that the flags name.
-func (i *instanceFlags) instance() (standalone.Instance, error) {
+// instance returns the daemon that the flags name; certsDir is where it finds the
+// registries' configuration. Its working directory is not this one, so all paths are
+// absolute.
+func (i *instanceFlags) instance(certsDir string) (standalone.Instance, error) {
 	inst := standalone.Instance{Root: standalone.DefaultRoot, Address: standalone.DefaultAddress}
 	if i.rootless && (i.root == "" || i.address == "") {
 		var err error
@@ -52,6 +55,17 @@ func (i *instanceFlags) instance() (standalone.Instance, error) {
 	}
 	if i.address != "" {
 		inst.Address = i.address
+	}
+	inst.CertsDir = certsDir
+	for _, path := range []*string{&inst.Root, &inst.Address, &inst.CertsDir} {
+		if *path == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*path)
+		if err != nil {
+			return inst, fmt.Errorf("finding %s: %w", *path, err)
+		}
+		*path = abs
 	}
 	return inst, nil
 }
@@ -77,11 +91,10 @@ user alone, who can read every file whatever its mode and owner.`,
   lazyerofs mount --rootless registry.example.com/app:lazy ~/app`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			inst, err := choose.instance()
+			inst, err := choose.instance(pull.certsDir)
 			if err != nil {
 				return err
 			}
-			inst.CertsDir = pull.certsDir
 			if choose.rootless {
 				return mountRootless(cmd.Context(), inst, &pull, args[0], args[1], writable)
 			}
@@ -126,7 +139,7 @@ func newUmountCmd() *cobra.Command {
 		Example: "  lazyerofs umount /mnt",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			inst, err := choose.instance()
+			inst, err := choose.instance("")
 			if err != nil {
 				return err
 			}

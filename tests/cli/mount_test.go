@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -122,6 +123,33 @@ func TestMountReadsAnImageLazilyAndLeavesNothing(t *testing.T) {
 	r.mustRun("umount", at)
 	require.FileExists(t, filepath.Join(other, "new"))
 	r.mustRun("umount", other)
+	r.waitStopped()
+}
+
+// TestMountByRelativePaths gives all paths as they are from here; the daemon, which
+// finds the registry under its name only with them, works elsewhere.
+func TestMountByRelativePaths(t *testing.T) {
+	r := newRig(t)
+	at := r.mkdir("mnt")
+	hosts := filepath.Join(r.dir, "certs", "registry.test")
+	require.NoError(t, os.MkdirAll(hosts, 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(fmt.Sprintf("server = %q\n", "http://"+r.reg.Addr())), 0o644))
+	run := func(args ...string) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, testenv.MustTool(t, "lazyerofs"), append(args, "--root", "state", "--address", "s.sock")...)
+		cmd.Dir = r.dir
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	run("mount", "--hosts-dir", "certs", "registry.test/tiny:lazy", "mnt")
+	want := r.mkdir("other")
+	r.mustRun("mount", r.ref, want)
+	diffs, err := trees.Compare(at, want)
+	require.NoError(t, err)
+	require.Empty(t, diffs)
+	run("umount", "mnt")
+	r.mustRun("umount", want)
 	r.waitStopped()
 }
 

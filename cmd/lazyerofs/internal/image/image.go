@@ -56,8 +56,9 @@ func match(p *ocispec.Platform) platforms.MatchComparer {
 
 // Resolve finds ref, a familiar reference such as "python:3.13", and fetches
 // its manifest and config. Of an index it takes the entry for platform, or, when
-// that is nil, the one that suits this machine best; an entry with the os.feature "erofs" goes before one without. If there is none the error
-// wraps converter.ErrPlatform.
+// that is nil, the one that suits this machine best; an entry with the os.feature
+// "erofs" goes before one without. If there is none the error wraps
+// converter.ErrPlatform.
 func Resolve(ctx context.Context, ref string, hosts docker.RegistryHosts, platform *ocispec.Platform) (*Image, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
