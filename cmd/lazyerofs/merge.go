@@ -75,7 +75,7 @@ func mergeImage(ctx context.Context, o *mergeFlags, from string, stdout io.Write
 	defer closeInto(&err, src)
 	c.Layers = src.layers
 	report, err := merge.Run(ctx, c)
-	var place *merge.PlaceError
+	var place *converter.PlaceError
 	if errors.As(err, &place) {
 		return usageError{place}
 	}

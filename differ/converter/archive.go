@@ -116,14 +116,16 @@ type archiveTarget struct {
 }
 
 func newArchiveTarget(name, file, tag string) (*archiveTarget, error) {
-	if fi, err := os.Stat(file); err == nil && !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("%w: %s: %s is not a file, so it is not replaced; name another", ErrLocation, name, file)
+	file, dir, err := Replaceable(file)
+	var place *PlaceError
+	if errors.As(err, &place) {
+		return nil, fmt.Errorf("%w: %s: %w", ErrLocation, name, err)
 	}
-	if to, err := filepath.EvalSymlinks(file); err == nil {
-		file = to // the link stays
+	if err != nil {
+		return nil, fmt.Errorf("writing %s: %w", name, err)
 	}
 	// Beside the file, so that the space is where the user wants the image.
-	s, err := newScratch(filepath.Dir(file), ".lazyerofs-archive-")
+	s, err := newScratch(dir, ".lazyerofs-archive-")
 	if err != nil {
 		return nil, fmt.Errorf("writing %s: %w", name, err)
 	}

@@ -45,7 +45,7 @@ func TestLocations(t *testing.T) {
 		}
 		_, err := converter.ParseTarget("oci-archive:"+filepath.Join(dir, name), hosts)
 		require.ErrorIs(t, err, converter.ErrLocation)
-		require.ErrorContains(t, err, "is not a file, so it is not replaced")
+		require.ErrorContains(t, err, ", which is not replaced; name a regular file")
 	}
 	_, err := converter.ParseTarget("oci-archive:"+dir+"/no/such/x.tar", hosts)
 	require.ErrorIs(t, err, os.ErrNotExist)

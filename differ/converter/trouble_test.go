@@ -120,6 +120,10 @@ func TestArchivesAreReproducible(t *testing.T) {
 	to, err := os.Readlink(filepath.Join(dir, "link"))
 	require.NoError(t, err)
 	require.Equal(t, "b.tar", to)
+	require.NoError(t, os.Symlink("c.tar", filepath.Join(dir, "dangling")))
+	_, err = run(t, "oci:"+l.dir, "oci-archive:"+filepath.Join(dir, "dangling"), host)
+	require.NoError(t, err)
+	require.FileExists(t, filepath.Join(dir, "c.tar"), "where the link leads")
 	a, err := os.ReadFile(filepath.Join(dir, "a.tar"))
 	require.NoError(t, err)
 	b, err := os.ReadFile(filepath.Join(dir, "b.tar"))
@@ -127,7 +131,7 @@ func TestArchivesAreReproducible(t *testing.T) {
 	require.Equal(t, a, b)
 	names, err := os.ReadDir(dir)
 	require.NoError(t, err)
-	require.Len(t, names, 3, "nothing but the archives and the link")
+	require.Len(t, names, 5, "nothing but the archives and the links")
 }
 
 // TestInterruptedLeavesNothing cancels in every phase of a conversion into an

@@ -83,7 +83,7 @@ type layer struct {
 }
 
 // Run merges an image. What must not be replaced at the places that are to be written
-// gives a *PlaceError before anything is read.
+// gives a *converter.PlaceError before anything is read.
 func Run(ctx context.Context, c Config) (_ *Report, err error) {
 	if err := c.places(); err != nil {
 		return nil, err
@@ -133,18 +133,18 @@ func Run(ctx context.Context, c Config) (_ *Report, err error) {
 
 // places looks at what is there already where something is to be written.
 func (c *Config) places() error {
-	at, err := replaceable(c.Output)
+	_, dir, err := converter.Replaceable(c.Output)
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(parent(at)); err != nil {
+	if _, err := os.Stat(dir); err != nil {
 		return fmt.Errorf("making %s: %w", c.Output, err)
 	}
 	if c.DataDir == "" {
 		return nil
 	}
 	if st, err := os.Stat(c.DataDir); err == nil && !st.IsDir() {
-		return &PlaceError{c.DataDir, "is not a directory; name one for the image data"}
+		return &converter.PlaceError{Name: c.DataDir, Problem: "is not a directory; name one for the image data"}
 	}
 	return nil
 }
@@ -158,7 +158,7 @@ func (c *Config) dataPlaces(list []ocispec.Descriptor) error {
 		if err := desc.Digest.Validate(); err != nil {
 			return fmt.Errorf("layer %d, digest %.80q: %w", i+1, desc.Digest, err)
 		}
-		if _, err := replaceable(dataFile(c.DataDir, desc.Digest)); err != nil {
+		if _, _, err := converter.Replaceable(dataFile(c.DataDir, desc.Digest)); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/lazyerofs/lazyerofs/differ/converter"
 	"github.com/lazyerofs/lazyerofs/tests/testenv"
 )
 
@@ -60,7 +61,7 @@ func TestOnlyRegularFilesAreReplaced(t *testing.T) {
 			before, err := os.Lstat(at)
 			require.NoError(t, err)
 			for _, to := range []string{at, link} {
-				var place *PlaceError
+				var place *converter.PlaceError
 				require.ErrorAs(t, create(to, text), &place)
 				require.EqualError(t, place, to+" is a "+c.kind+", which is not replaced; name a regular file, or one that does not exist yet")
 				_, err = Run(t.Context(), Config{Output: to})
